@@ -1,0 +1,117 @@
+"""What every distillation loss is: checked input, named parts, their weighted sum, a reduction."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+
+class DistillationLoss(nn.Module):
+    """Base of the losses. It holds no cross-entropy and no schedule.
+
+    A new loss sets `weights` in its `__init__` and writes `compute`; `register_loss` makes its name known to
+    `build_loss`. It computes in float32 (float64 for float64 logits), also under autocast, and its gradient
+    flows to the student only.
+
+    Args:
+        reduction: "mean" or "sum" over the samples, or "none": one value a sample, shape (...). A loss with
+            `per_batch` has one value a batch, which no reduction changes.
+    """
+
+    per_batch: bool = False
+    weights: Mapping[str, float]
+    """The weight of every part, by name."""
+
+    def __init__(self, *, reduction: str = "mean") -> None:
+        super().__init__()
+        self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
+
+    def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        """The unweighted parts of checked logits [..., C], in float32 or float64, the teacher detached."""
+        raise NotImplementedError
+
+    def check_num_classes(self, num_classes: int) -> None:
+        """Raise InputError when this loss cannot work with so many classes; `parts` calls it too."""
+        if num_classes < 2:
+            raise InputError(
+                f"logits have {num_classes} class: a distillation loss needs at least 2 classes."
+            )
+
+    def parts(
+        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The unweighted terms by name, T**2 included, in nats where they are divergences.
+
+        Args:
+            student_logits: [..., C], before temperature.
+            teacher_logits: [..., C], same shape; a constant.
+            labels: [...] int64, for the losses that need them.
+
+        Returns:
+            One value a sample, [...]; one value a batch, [], for a `per_batch` loss.
+
+        Raises:
+            InputError: the shapes differ, the classes are too few, or labels are missing or out of range.
+        """
+        student, teacher = prepare(student_logits, teacher_logits)
+        self.check_num_classes(student.shape[-1])
+        with torch.autocast(student.device.type, enabled=False):
+            return self.compute(student, teacher, labels)
+
+    def weigh(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of the parts, of the shape of one part."""
+        return sum(self.weights[name] * part for name, part in parts.items())
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The loss: `parts`, weighed and reduced. The arguments and errors are those of `parts`."""
+        loss = self.weigh(self.parts(student_logits, teacher_logits, labels))
+        if self.per_batch or self.reduction == "none":
+            return loss
+        return loss.mean() if self.reduction == "mean" else loss.sum()
+
+
+def prepare(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Both logits in the dtype to compute in, the teacher's detached; InputError when their shapes differ."""
+    if student_logits.ndim == 0 or teacher_logits.ndim == 0:
+        raise InputError("logits are a single number: expected shape (..., classes).")
+    if student_logits.shape[-1] != teacher_logits.shape[-1]:
+        raise InputError(
+            f"teacher has {teacher_logits.shape[-1]} classes, student {student_logits.shape[-1]}: logits cannot "
+            "be compared; choose a teacher fine-tuned on this data set, or match the label spaces first."
+        )
+    if student_logits.shape != teacher_logits.shape:
+        raise InputError(
+            f"teacher logits have shape {tuple(teacher_logits.shape)}, student logits "
+            f"{tuple(student_logits.shape)}: expected the same; give both models the same samples, and resize "
+            "one to the other where they differ in resolution."
+        )
+    dtype = torch.promote_types(
+        torch.promote_types(student_logits.dtype, teacher_logits.dtype), torch.float32
+    )
+    if teacher_logits.is_inference():  # autograd refuses to save these
+        teacher_logits = teacher_logits.clone()
+    return student_logits.to(dtype), teacher_logits.detach().to(dtype)
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """`value` when it is allowed, else InputError."""
+    if value not in allowed:
+        raise InputError(f"{name} is {value!r}: expected one of {', '.join(allowed)}.")
+    return value
+
+
+def positive(name: str, value: float) -> float:
+    """`value` when it is a finite number above 0, else InputError."""
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{name} is {value}: expected a finite number above 0.")
+    return value
+
+
+def weight(name: str, value: float) -> float:
+    """`value` when it is a finite number of at least 0, else InputError."""
+    if not (math.isfinite(value) and value >= 0):
+        raise InputError(f"{name} is {value}: a weight is a finite number of at least 0.")
+    return value

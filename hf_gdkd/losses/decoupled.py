@@ -1,0 +1,296 @@
+"""KL at two levels: between groups of classes, and inside each of them (GDKD, GDKD3, DKD)."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from . import partition as partitions
+from .base import DistillationLoss, one_of, positive, prepare, weight
+from .kd import kl_divergence, standardized
+
+DEFAULT_K = 5
+
+
+class DecoupledTerms(NamedTuple):
+    """`high` [...] and `low` [..., G] in nats, times T**2; `mass` [..., G], the teacher's group masses."""
+
+    high: Tensor
+    low: Tensor
+    mass: Tensor
+
+
+def decoupled_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    groups: Sequence[Tensor],
+    *,
+    temperature: float = 1.0,
+    kl: str = "forward",
+) -> DecoupledTerms:
+    """KL(teacher || student) between the groups and inside each of them.
+
+    Args:
+        student_logits: [..., C] float, before temperature.
+        teacher_logits: [..., C], same shape; treated as constant.
+        groups: G-1 index tensors [..., n_g], mutually exclusive; group G is every other class.
+        temperature: T > 0.
+        kl: inside the groups, "forward" KL(teacher || student), "reverse" KL(student || teacher), or the mean
+            of "both"; between them it is always forward, as in the paper.
+
+    Returns:
+        `high` [...], `low` [..., G] in nats, times T**2, and the teacher's group masses [..., G].
+        All terms are 0 when the logits agree. A group of one class has no low-level term: 0.
+
+    Raises:
+        InputError: shapes differ, a group is empty, overlaps another or is out of range, or T <= 0.
+
+    Reference:
+        Zheng and Cheng, "Rethinking Decoupled Knowledge Distillation: A Predictive Distribution Perspective",
+        arXiv 2512.04625, IEEE TNNLS 37(6), 2742-2756, 2026.
+    """
+    student, teacher = prepare(student_logits, teacher_logits)
+    positive("temperature", temperature)
+    one_of("kl", kl, ("forward", "reverse", "both"))
+    if not torch.compiler.is_compiling():
+        partitions.check_groups(groups, student.shape[-1])
+    groups = [group.expand(*student.shape[:-1], -1) for group in groups]
+    with torch.autocast(student.device.type, enabled=False):
+        return _terms(student, teacher, groups, temperature, kl)
+
+
+def _terms(
+    student: Tensor,
+    teacher: Tensor,
+    groups: Sequence[Tensor],
+    temperature: float,
+    kl: str = "forward",
+    standardize: str = "none",
+) -> DecoupledTerms:
+    """`decoupled_kl` of checked input; `standardize` is that of GDKDLoss."""
+    if standardize == "global":
+        student, teacher = standardized(student), standardized(teacher)
+    taken = torch.zeros_like(teacher, dtype=torch.bool).scatter(-1, torch.cat(tuple(groups), -1), True)
+    student_mass, student_low = _levels(student, groups, taken, temperature, standardize)
+    teacher_mass, teacher_low = _levels(teacher, groups, taken, temperature, standardize)
+    high = kl_divergence(teacher_mass, student_mass)
+    low = [_divergence(t, s, kl) for t, s in zip(teacher_low, student_low, strict=True)]
+    return DecoupledTerms(temperature**2 * high, temperature**2 * torch.stack(low, -1), teacher_mass.exp())
+
+
+def _levels(
+    logits: Tensor, groups: Sequence[Tensor], taken: Tensor, temperature: float, standardize: str
+) -> tuple[Tensor, list[Tensor]]:
+    """Log-masses of the groups [..., G], and the log-probabilities inside each; [..., C] in the last group."""
+    members = [logits.gather(-1, group) / temperature for group in groups]
+    rest = (logits / temperature).masked_fill(taken, -math.inf)
+    log_mass = torch.stack([member.logsumexp(-1) for member in (*members, rest)], -1).log_softmax(-1)
+    if standardize == "both":
+        members = [standardized(logits.gather(-1, group), correction=0) / temperature for group in groups]
+    if standardize in ("both", "other"):
+        rest = (standardized(logits, taken, correction=0) / temperature).masked_fill(taken, -math.inf)
+    return log_mass, [member.log_softmax(-1) for member in (*members, rest)]
+
+
+def _divergence(teacher: Tensor, student: Tensor, kl: str) -> Tensor:
+    if kl == "forward":
+        return kl_divergence(teacher, student)
+    if kl == "reverse":
+        return kl_divergence(student, teacher)
+    return (kl_divergence(teacher, student) + kl_divergence(student, teacher)) / 2
+
+
+class _TopKLoss(DistillationLoss):
+    """What GDKD and GDKD3 share: k, checked against the number of classes, and the three parts."""
+
+    smallest_k = 1
+
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        k: int | None,
+        w0: float,
+        w1: float,
+        w2: float,
+        standardize: str,
+        standardizations: tuple[str, ...],
+        reduction: str,
+    ) -> None:
+        super().__init__(reduction=reduction)
+        self.temperature = positive("temperature", temperature)
+        self.standardize = one_of("standardize", standardize, standardizations)
+        self.weights = {"high": weight("w0", w0), "low_top": weight("w1", w1), "low_other": weight("w2", w2)}
+        self.k = k
+        self._warned = False
+        if k is not None and (not isinstance(k, int) or k < self.smallest_k):
+            raise InputError(f"k is {k}: expected a whole number of at least {self.smallest_k}.")
+
+    def legal_k(self, num_classes: int) -> int:
+        """k, or for an unset k the default, shrunk to at most C-1."""
+        return self.k or min(DEFAULT_K, num_classes - 1)
+
+    def check_num_classes(self, num_classes: int) -> None:
+        """InputError when the k that the user set is not below C; a warning, once, when the default shrinks."""
+        super().check_num_classes(num_classes)
+        k = self.legal_k(num_classes)
+        if k >= num_classes:
+            raise InputError(
+                f"k is {k} with {num_classes} classes: expected {self.smallest_k} <= k <= {num_classes - 1}; "
+                "lower k or leave it unset."
+            )
+        if k < DEFAULT_K and self.k is None and not self._warned and not torch.compiler.is_compiling():
+            self._warned = True
+            note = "; the middle group is empty and low_top is 0" if k < self.smallest_k else ""
+            warnings.warn(
+                f"k is {k} instead of {DEFAULT_K}, as there are {num_classes} classes{note}.", stacklevel=2
+            )
+
+
+class GDKDLoss(_TopKLoss):
+    """Generalized decoupled KD: the teacher's k largest classes against the rest.
+
+    The loss is w0 * `high` + w1 * `low_top` + w2 * `low_other`.
+
+    Args:
+        temperature: T > 0.
+        k: classes in the top group, 1 <= k <= C-1. Unset: 5, or C-1 when that is less, with a warning.
+        w0: weight of the KL between the two groups.
+        w1: weight of the KL inside the top group.
+        w2: weight of the KL inside the rest.
+        kl: inside the groups, "forward", "reverse" or "both", as in `decoupled_kl`.
+        strategy: "best" takes the k largest classes, "worst" the k smallest.
+        standardize: "global" standardizes the logits over all classes, before T; "both" inside each group and
+            "other" inside the rest, for the low-level terms only.
+        reduction: "mean", "sum" or "none" over the samples.
+
+    Reference:
+        arXiv 2512.04625; the defaults are the authors' for transformers on ImageNet.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        k: int | None = None,
+        w0: float = 0.5,
+        w1: float = 1.0,
+        w2: float = 1.0,
+        kl: str = "forward",
+        strategy: str = "best",
+        standardize: str = "none",
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            temperature=temperature,
+            k=k,
+            w0=w0,
+            w1=w1,
+            w2=w2,
+            standardize=standardize,
+            standardizations=("none", "global", "both", "other"),
+            reduction=reduction,
+        )
+        self.kl = one_of("kl", kl, ("forward", "reverse", "both"))
+        self.strategy = one_of("strategy", strategy, ("best", "worst"))
+
+    def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        groups = partitions.top_k(teacher, self.legal_k(teacher.shape[-1]), strategy=self.strategy)
+        terms = _terms(student, teacher, groups, self.temperature, self.kl, self.standardize)
+        return {"high": terms.high, "low_top": terms.low[..., 0], "low_other": terms.low[..., 1]}
+
+
+class GDKD3Loss(_TopKLoss):
+    """Generalized decoupled KD with three groups: {top-1}, {top-2 .. top-k} and the rest.
+
+    The loss is w0 * `high` + w1 * `low_top` + w2 * `low_other`; `low_top` is that of the middle group.
+
+    Args:
+        temperature: T > 0.
+        k: classes in the first two groups together, 2 <= k <= C-1. Unset: 5, or C-1 when that is less, with a
+            warning; with two classes the middle group is then empty and `low_top` is 0.
+        w0: weight of the KL between the three groups.
+        w1: weight of the KL inside the middle group.
+        w2: weight of the KL inside the rest.
+        standardize: "global" standardizes the logits over all classes, before T.
+        reduction: "mean", "sum" or "none" over the samples.
+
+    Reference:
+        arXiv 2512.04625; the defaults are the authors' for transformers on ImageNet.
+    """
+
+    smallest_k = 2
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        k: int | None = None,
+        w0: float = 1.0,
+        w1: float = 1.0,
+        w2: float = 1.0,
+        standardize: str = "none",
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            temperature=temperature,
+            k=k,
+            w0=w0,
+            w1=w1,
+            w2=w2,
+            standardize=standardize,
+            standardizations=("none", "global"),
+            reduction=reduction,
+        )
+
+    def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        groups = partitions.top1_top_k(teacher, self.legal_k(teacher.shape[-1]))
+        terms = _terms(student, teacher, groups, self.temperature, standardize=self.standardize)
+        low_top = terms.low[..., 1] if len(groups) == 2 else torch.zeros_like(terms.high)
+        return {"high": terms.high, "low_top": low_top, "low_other": terms.low[..., -1]}
+
+
+class DKDLoss(DistillationLoss):
+    """Decoupled KD: the label against the other classes.
+
+    The loss is alpha * `tckd` (between the two) + beta * `nckd` (inside the other classes).
+
+    Args:
+        temperature: T > 0.
+        alpha: weight of the target-class term.
+        beta: weight of the non-target-class term.
+        partition: "target" singles out the label, "top1" the teacher's largest class (no labels needed).
+        standardize: "global" standardizes the logits over all classes, before T.
+        reduction: "mean", "sum" or "none" over the samples.
+
+    Reference:
+        Zhao, Cui, Song, Qiu and Liang, "Decoupled Knowledge Distillation", arXiv 2203.08679, Eq. 7; the
+        defaults are those of arXiv 2512.04625 for transformers on ImageNet.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        alpha: float = 0.5,
+        beta: float = 1.0,
+        partition: str = "target",
+        standardize: str = "none",
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(reduction=reduction)
+        self.temperature = positive("temperature", temperature)
+        self.weights = {"tckd": weight("alpha", alpha), "nckd": weight("beta", beta)}
+        self.partition = one_of("partition", partition, ("target", "top1"))
+        self.standardize = one_of("standardize", standardize, ("none", "global"))
+
+    def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        groups = (
+            partitions.top_k(teacher, 1) if self.partition == "top1" else partitions.target(labels, teacher)
+        )
+        terms = _terms(student, teacher, groups, self.temperature, standardize=self.standardize)
+        return {"tckd": terms.high, "nckd": terms.low[..., 1]}

@@ -1,0 +1,64 @@
+"""Knowledge distillation (Hinton et al., 2015), and the standardization of logits (Sun et al., 2024)."""
+
+import torch
+from torch import Tensor
+
+from .base import DistillationLoss, one_of, positive
+
+
+class KDLoss(DistillationLoss):
+    """T**2 * KL(softmax(teacher / T) || softmax(student / T)), in nats. Its one part is `kd`.
+
+    Args:
+        temperature: T > 0.
+        standardize: "global" standardizes each sample's logits over the classes before T.
+        reduction: "mean", "sum" or "none" over the samples.
+
+    Reference:
+        Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
+    """
+
+    def __init__(
+        self, *, temperature: float = 1.0, standardize: str = "none", reduction: str = "mean"
+    ) -> None:
+        super().__init__(reduction=reduction)
+        self.temperature = positive("temperature", temperature)
+        self.standardize = one_of("standardize", standardize, ("none", "global"))
+        self.weights = {"kd": 1.0}
+
+    def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        if self.standardize == "global":
+            student, teacher = standardized(student), standardized(teacher)
+        return {"kd": softened_kl(student, teacher, self.temperature)}
+
+
+def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T**2 * KL(teacher || student) of the softmax of logits [..., C] over T: [...], in nats."""
+    student, teacher = (student / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1)
+    return temperature**2 * kl_divergence(teacher, student)
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) of log-probabilities [..., C]: [...], in nats. A term with p = 0 is 0, also when q = 0."""
+    p = log_p.exp()
+    return (p * torch.where(p > 0, log_p - log_q, 0)).sum(-1)
+
+
+def standardized(logits: Tensor, excluded: Tensor | None = None, *, correction: int = 1) -> Tensor:
+    """(z - mean) / (1e-7 + std) over the last dimension.
+
+    Args:
+        logits: [..., C].
+        excluded: [..., C] bool, the same number in each row: classes that take no part; they become 0.
+        correction: 1 for the sample standard deviation (n - 1), 0 for the population's (n).
+
+    Reference:
+        Sun, Ren, Li, Wang and Cao, "Logit Standardization in Knowledge Distillation", arXiv 2403.01993, Eq. 9.
+    """
+    if excluded is None:
+        excluded = torch.zeros_like(logits, dtype=torch.bool)
+    n = (~excluded).sum(-1, keepdim=True, dtype=logits.dtype)
+    mean = logits.masked_fill(excluded, 0).sum(-1, keepdim=True) / n
+    centred = (logits - mean).masked_fill(excluded, 0)
+    std = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / (n - correction).sqrt()
+    return centred / (1e-7 + std)

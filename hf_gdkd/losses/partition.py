@@ -1,0 +1,81 @@
+"""Partitions of the classes, a sample at a time: index tensors [..., n_g] of mutually exclusive groups.
+
+A partition is written without its last group, which is every class that the others leave.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+Groups = tuple[Tensor, ...]
+
+
+def top_k(logits: Tensor, k: int, *, strategy: str = "best") -> Groups:
+    """One group: the k largest logits [..., C] of each sample, best first; "worst": the k smallest."""
+    return (logits.topk(k, dim=-1, largest=strategy == "best").indices,)
+
+
+def top1_top_k(logits: Tensor, k: int) -> Groups:
+    """Two groups: {top-1} and {top-2 .. top-k}; for k = 1 only the first."""
+    (index,) = top_k(logits, k)
+    return (index[..., :1], index[..., 1:]) if k > 1 else (index,)
+
+
+def target(labels: Tensor | None, logits: Tensor) -> Groups:
+    """One group: the label [...] of each sample of logits [..., C].
+
+    Raises:
+        InputError: labels are missing, of the wrong shape or dtype, or out of range. The range is read only on
+            the CPU, where that is free; elsewhere PyTorch's own device assertion stops the run.
+    """
+    num_classes = logits.shape[-1]
+    if labels is None:
+        raise InputError('labels are missing: give one a sample, or set partition="top1".')
+    if labels.shape != logits.shape[:-1] or labels.is_floating_point():
+        raise InputError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}: expected class indices of shape "
+            f"{tuple(logits.shape[:-1])}."
+        )
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = labels[(labels < 0) | (labels >= num_classes)]
+        if wrong.numel():
+            raise InputError(
+                f"a label is {wrong.view(-1)[0].item()}: expected 0 .. {num_classes - 1}; drop ignored positions "
+                "before the loss."
+            )
+    return (labels.long().unsqueeze(-1),)
+
+
+def sets(classes: Sequence[Sequence[int]], logits: Tensor) -> Groups:
+    """The same groups of class indices for every sample of logits [..., C].
+
+    Raises:
+        InputError: see `check_groups`.
+    """
+    groups = tuple(torch.tensor(list(group), dtype=torch.long, device=logits.device) for group in classes)
+    check_groups(groups, logits.shape[-1])
+    return tuple(group.expand(*logits.shape[:-1], -1) for group in groups)
+
+
+def check_groups(groups: Sequence[Tensor], num_classes: int) -> None:
+    """Raise InputError unless groups [..., n_g] are non-empty, in range, mutually exclusive, and leave a class.
+
+    It reads the indices: on an accelerator this waits for the device.
+    """
+    if not groups or any(group.shape[-1] == 0 for group in groups):
+        raise InputError("a group of classes is empty: give every group at least one class.")
+    index = torch.cat(
+        [g.expand(*torch.broadcast_shapes(*(h.shape[:-1] for h in groups)), -1) for g in groups], -1
+    )
+    if index.shape[-1] >= num_classes:
+        raise InputError(
+            f"the groups hold {index.shape[-1]} of {num_classes} classes: leave at least one, the last group is "
+            "every other class."
+        )
+    if ((index < 0) | (index >= num_classes)).any():
+        raise InputError(f"a group holds a class outside 0 .. {num_classes - 1}.")
+    if (index.sort(-1).values.diff(dim=-1) == 0).any():
+        raise InputError("a class is in two groups, or twice in one: groups must be mutually exclusive.")
