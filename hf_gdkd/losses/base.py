@@ -79,20 +79,18 @@ def prepare(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Ten
         raise InputError("logits are a single number: expected shape (..., classes).")
     if student_logits.shape[-1] != teacher_logits.shape[-1]:
         raise InputError(
-            f"teacher has {teacher_logits.shape[-1]} classes, student {student_logits.shape[-1]}: logits cannot "
-            "be compared; choose a teacher fine-tuned on this data set, or match the label spaces first."
+            f"teacher has {teacher_logits.shape[-1]} classes, student {student_logits.shape[-1]}: choose "
+            " a teacher fine-tuned on this data set, or match the label spaces first."
         )
     if student_logits.shape != teacher_logits.shape:
         raise InputError(
             f"teacher logits have shape {tuple(teacher_logits.shape)}, student logits "
-            f"{tuple(student_logits.shape)}: expected the same; give both models the same samples, and resize "
-            "one to the other where they differ in resolution."
+            f"{tuple(student_logits.shape)}: expected the same; give both models the same "
+            "samples, and resize one to the other where they differ in resolution."
         )
     dtype = torch.promote_types(
         torch.promote_types(student_logits.dtype, teacher_logits.dtype), torch.float32
     )
-    if teacher_logits.is_inference():  # autograd refuses to save these
-        teacher_logits = teacher_logits.clone()
     return student_logits.to(dtype), teacher_logits.detach().to(dtype)
 
 

@@ -47,13 +47,15 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 def standardized(logits: Tensor, excluded: Tensor | None = None, *, correction: int = 1) -> Tensor:
     """(z - mean) / (1e-7 + std) over the last dimension.
 
+    Beware of constant logits, such as those of a head that starts at zero: the gradient is then up to 1e7.
+
     Args:
         logits: [..., C].
         excluded: [..., C] bool, the same number in each row: classes that take no part; they become 0.
         correction: 1 for the sample standard deviation (n - 1), 0 for the population's (n).
 
     Reference:
-        Sun, Ren, Li, Wang and Cao, "Logit Standardization in Knowledge Distillation", arXiv 2403.01993, Eq. 9.
+        Sun et al., "Logit Standardization in Knowledge Distillation", arXiv 2403.01993.
     """
     if excluded is None:
         excluded = torch.zeros_like(logits, dtype=torch.bool)

@@ -43,7 +43,7 @@ class DISTLoss(DistillationLoss):
 
 
 class MLKDLoss(DistillationLoss):
-    """Multi-level logit distillation: KD, class Gram matrices and sample Gram matrices at several temperatures.
+    """Multi-level logit distillation: KD and the Gram matrices of classes and of samples, at several T.
 
     The loss is `kd` + `cc` + `bc`, each summed over the temperatures, one value a batch; leading dimensions
     are flattened to samples. For probabilities p [N, C], `cc` is the squared difference of p^T p over C, `bc`
@@ -51,10 +51,10 @@ class MLKDLoss(DistillationLoss):
 
     Args:
         temperatures: each > 0.
-        mask_samples: samples whose confidence (largest probability of the teacher, T = 1) is above the batch's
-            median count 0 in `kd`, and as columns of `bc`.
-        mask_classes: classes whose total teacher probability over the batch (T = 1) is above the median count 0
-            as columns of `cc`.
+        mask_samples: samples whose confidence (largest probability of the teacher, T = 1) is above the median
+            of the batch count 0 in `kd`, and as columns of `bc`.
+        mask_classes: classes whose teacher probability summed over the batch (T = 1) is above the median
+            count 0 as columns of `cc`.
         standardize: "global" standardizes each sample's logits over the classes before T.
         reduction: changes nothing, the loss is one value a batch.
 

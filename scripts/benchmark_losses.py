@@ -1,0 +1,180 @@
+"""Time and memory of the losses beside plain KD: forward and backward, eager and compiled.
+
+    python scripts/benchmark_losses.py
+
+Every round runs all losses once, in random order, so that a busy machine slows all alike; a ratio is taken
+against plain KD of the same round and mode. `--quick` takes the two smaller shapes and fewer rounds.
+"""
+
+import argparse
+import csv
+import datetime
+import platform
+import random
+import statistics
+import subprocess
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from hf_gdkd.losses import LOSSES, build_loss
+
+SHAPES = [(256, 1000), (64, 100), (128, 21841), (65536, 19)]
+MAX_SECONDS = 20  # a shape and mode: fewer rounds when they would take longer
+COLUMNS = "loss mode batch classes dtype rounds ms_p50 ms_p20 ms_p80 ratio_p50 ratio_p20 ratio_p80 peak_mb"
+COLUMNS = [*COLUMNS.split(), "device", "hardware", "threads", "torch", "python", "commit", "date"]
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def plain_kd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+    """Knowledge distillation as most people write it: the yardstick."""
+    log_q, p = (student / temperature).log_softmax(-1), (teacher / temperature).softmax(-1)
+    return F.kl_div(log_q, p, reduction="batchmean") * temperature**2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmark_losses.csv"), help="CSV to write")
+    parser.add_argument("--quick", action="store_true", help="two small shapes, few rounds")
+    parser.add_argument(
+        "--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES), help="losses to time"
+    )
+    parser.add_argument("--rounds", type=int, help="rounds of all losses (default: 200, quick 30)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shapes = SHAPES[:2] if args.quick else SHAPES
+    rounds = args.rounds or (30 if args.quick else 200)
+    about = provenance(device)
+    rows = []
+    with tqdm(total=len(shapes) * 2 * rounds, unit="round") as progress:
+        for shape in shapes:
+            for mode in ("eager", "compiled"):
+                progress.set_description(f"{shape[0]} x {shape[1]} {mode}")
+                rows += [row | about for row in benchmark(shape, mode, args.losses, rounds, device, progress)]
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with args.output.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    print(table(rows))
+    print(f"{len(rows)} rows in {args.output}")
+
+
+def benchmark(
+    shape: tuple[int, int], mode: str, names: list[str], rounds: int, device: str, progress: tqdm
+) -> list[dict]:
+    """A row for plain KD and for each loss, of one shape and mode."""
+    g = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(2, *shape, generator=g)).to(device)
+    labels = torch.randint(shape[1], shape[:1], generator=g).to(device)
+    losses: dict[str, Loss] = {"plain_kd": plain_kd, **{name: build_loss(name) for name in names}}
+    if mode == "compiled":
+        torch.compiler.reset()
+        losses = {name: torch.compile(loss, fullgraph=True, dynamic=False) for name, loss in losses.items()}
+    peaks = {name: peak_mb(loss, student, teacher, labels) for name, loss in losses.items()}  # also warms up
+    slowest = sum(milliseconds(loss, student, teacher, labels) for loss in losses.values())
+    fewer = max(5, min(rounds, int(MAX_SECONDS * 1e3 / slowest)))
+    times: dict[str, list[float]] = {name: [] for name in losses}
+    for _ in range(fewer):
+        for name in random.sample(list(losses), len(losses)):
+            times[name].append(milliseconds(losses[name], student, teacher, labels))
+        progress.update()
+    progress.update(rounds - fewer)
+    rows = []
+    for name, ms in times.items():
+        ratios = [own / kd for own, kd in zip(ms, times["plain_kd"], strict=True)]
+        row = {"loss": name, "mode": mode, "batch": shape[0], "classes": shape[1], "dtype": "float32"}
+        row |= {"rounds": fewer} | quantiles("ms", ms) | quantiles("ratio", ratios)
+        rows.append(row | {"peak_mb": round(peaks[name], 2)})
+    return rows
+
+
+def milliseconds(loss: Loss, student: Tensor, teacher: Tensor, labels: Tensor) -> float:
+    """Wall time of one forward and backward, to the student's gradient."""
+    leaf = student.detach().requires_grad_()
+    if leaf.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    loss(leaf, teacher, labels).backward()
+    if leaf.is_cuda:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) * 1e3
+
+
+def peak_mb(loss: Loss, student: Tensor, teacher: Tensor, labels: Tensor) -> float:
+    """Most MB (1e6 bytes) that one forward and backward holds beyond its input.
+
+    From the allocator on CUDA; on a CPU from the allocations and releases that the profiler records.
+    """
+    for _ in range(3):
+        milliseconds(loss, student, teacher, labels)
+    if student.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        milliseconds(loss, student, teacher, labels)
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        milliseconds(loss, student, teacher, labels)
+    held = peak = 0
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / 1e6
+
+
+def quantiles(name: str, values: list[float]) -> dict[str, float]:
+    low, *_, high = statistics.quantiles(values, n=5)
+    spread = {"p50": statistics.median(values), "p20": low, "p80": high}
+    return {f"{name}_{key}": round(value, 4) for key, value in spread.items()}
+
+
+def provenance(device: str) -> dict[str, str | int]:
+    """Hardware, versions and commit, the same for all rows."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return {
+        "device": device,
+        "hardware": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": git.stdout.strip() or "unknown",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def table(rows: list[dict]) -> str:
+    lines = [
+        f"{'loss':<9} {'mode':<9} {'shape':>13} {'ms (p20 .. p80)':>28} {'x plain KD':>20} {'peak MB':>9}"
+    ]
+    for r in rows:
+        ms = f"{r['ms_p50']:.3f} ({r['ms_p20']:.3f} .. {r['ms_p80']:.3f})"
+        ratio = f"{r['ratio_p50']:.2f} ({r['ratio_p20']:.2f} .. {r['ratio_p80']:.2f})"
+        shape = f"{r['batch']} x {r['classes']}"
+        lines.append(f"{r['loss']:<9} {r['mode']:<9} {shape:>13} {ms:>28} {ratio:>20} {r['peak_mb']:>9.1f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", message=".*CUDA.*")
+    main()

@@ -1,0 +1,155 @@
+"""What the losses accept, refuse, and how they say it."""
+
+import warnings
+
+import pytest
+import torch
+
+from hf_gdkd.errors import InputError
+from hf_gdkd.losses import (
+    LOSSES,
+    DistillationLoss,
+    KDLoss,
+    build_loss,
+    decoupled_kl,
+    loss_options,
+    register_loss,
+)
+from hf_gdkd.losses.partition import check_groups, sets, top_k
+
+
+def call(name, student_shape=(4, 6), teacher_shape=(4, 6), labels=None, **options):
+    return build_loss(name, **options)(torch.zeros(student_shape), torch.zeros(teacher_shape), labels)
+
+
+@pytest.mark.parametrize(
+    "message, name, options",
+    [
+        ("did you mean 'gdkd'", "gdkdd", {}),
+        ("takes no option 'k': it takes temperature, standardize", "kd", {"k": 3}),
+        ("takes no option 'temperature': it takes temperatures", "mlkd", {"temperature": 3}),
+        ("expected one of forward, reverse, both", "gdkd", {"kl": "backward"}),
+        ("expected one of best, worst", "gdkd", {"strategy": "top"}),
+        ("expected one of target, top1", "dkd", {"partition": "top2"}),
+        ("expected one of none, global", "gdkd3", {"standardize": "both"}),
+        ("expected one of mean, sum, none", "kd", {"reduction": "batchmean"}),
+        ("temperature is 0: expected a finite number above 0", "kd", {"temperature": 0}),
+        ("temperature is nan", "dist", {"temperature": float("nan")}),
+        ("temperatures is -1", "mlkd", {"temperatures": [2, -1]}),
+        ("temperatures is empty", "mlkd", {"temperatures": []}),
+        ("w2 is -1", "gdkd", {"w2": -1}),
+        ("beta is inf", "dist", {"beta": float("inf")}),
+        ("k is 0: expected a whole number of at least 1", "gdkd", {"k": 0}),
+        ("k is 1: expected a whole number of at least 2", "gdkd3", {"k": 1}),
+        ("k is 2.5: expected a whole number", "gdkd", {"k": 2.5}),
+    ],
+)
+def test_bad_options(message, name, options):
+    with pytest.raises(InputError, match=message):
+        build_loss(name, **options)
+
+
+@pytest.mark.parametrize(
+    "message, name, case",
+    [
+        ("teacher has 5 classes, student 6", "kd", {"teacher_shape": (4, 5)}),
+        ("expected the same", "kd", {"teacher_shape": (3, 6)}),
+        ("at least 2 classes", "kd", {"student_shape": (4, 1), "teacher_shape": (4, 1)}),
+        ("k is 6 with 6 classes: expected 1 <= k <= 5", "gdkd", {"k": 6}),
+        ("k is 9 with 6 classes: expected 2 <= k <= 5", "gdkd3", {"k": 9}),
+        ("labels are missing", "dkd", {}),
+        ("a label is 6: expected 0 .. 5", "dkd", {"labels": torch.tensor([0, 1, 6, 2])}),
+        ("expected class indices of shape", "dkd", {"labels": torch.zeros(4, 6)}),
+    ],
+)
+def test_bad_input(message, name, case):
+    with pytest.raises(InputError, match=message):
+        call(name, **case)
+
+
+@pytest.mark.parametrize(
+    "message, classes",
+    [
+        ("empty", [[1], []]),
+        ("mutually exclusive", [[1, 2], [2]]),
+        ("mutually exclusive", [[1, 1]]),
+        ("outside 0 .. 5", [[6]]),
+        ("leave at least one", [[0, 1, 2], [3, 4, 5]]),
+    ],
+)
+def test_bad_groups(message, classes):
+    logits = torch.zeros(2, 6)
+    with pytest.raises(InputError, match=message):
+        sets(classes, logits)
+    with pytest.raises(InputError, match=message):
+        decoupled_kl(logits, logits, [torch.tensor(group, dtype=torch.long) for group in classes])
+
+
+def test_top_k_is_right_with_ties_and_many_classes():
+    """Any k classes that no other class beats, best first, each once."""
+    for classes in (10, 700, 21841):
+        for logits in (
+            torch.zeros(3, classes),
+            torch.randint(4, (3, classes)).float(),
+            torch.randn(3, classes),
+        ):
+            for strategy, sign in (("best", 1), ("worst", -1)):
+                (index,) = top_k(logits, 5, strategy=strategy)
+                check_groups([index], classes)
+                expected = (sign * logits).topk(5).values * sign
+                torch.testing.assert_close(logits.gather(-1, index), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name, smallest", [("gdkd", 1), ("gdkd3", 2)])
+def test_unset_k_shrinks_with_one_warning(name, smallest):
+    loss = build_loss(name, reduction="none")
+    with pytest.warns(UserWarning, match="k is 2 instead of 5, as there are 3 classes"):
+        loss.check_num_classes(3)
+    student, teacher = torch.randn(2, 4, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        value = loss(student, teacher)
+        torch.testing.assert_close(build_loss(name, k=2, reduction="none")(student, teacher), value)
+        build_loss(name).check_num_classes(6)
+    with pytest.raises(InputError, match=f"expected {smallest} <= k <= 2"):
+        build_loss(name, k=3).check_num_classes(3)
+
+
+@pytest.mark.filterwarnings("ignore:k is 1 instead of 5")
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_classes(name):
+    student, teacher = torch.randn(2, 4, 2)
+    loss = build_loss(name)
+    parts = loss.parts(student, teacher, torch.tensor([0, 1, 1, 0]))
+    assert all(part.isfinite().all() for part in parts.values())
+    if name.startswith("gdkd"):
+        assert not parts["low_top"].any() and not parts["low_other"].any()
+        kd = KDLoss(reduction="none")(student, teacher)
+        torch.testing.assert_close(parts["high"], kd)
+
+
+def test_none_means_unset_and_options_come_from_the_signature():
+    assert build_loss("gdkd", w0=None, k=None, kl=None).weights == build_loss("gdkd").weights
+    assert loss_options("kd") == ("temperature", "standardize")
+    assert loss_options("gdkd") == ("temperature", "k", "w0", "w1", "w2", "kl", "strategy", "standardize")
+    assert loss_options("dist") == ("temperature", "beta", "gamma")
+
+
+def test_register_loss(monkeypatch):
+    monkeypatch.setattr("hf_gdkd.losses.LOSSES", dict(LOSSES))
+
+    class Gap(DistillationLoss):
+        def __init__(self, *, power: float = 2.0, reduction: str = "mean") -> None:
+            super().__init__(reduction=reduction)
+            self.power, self.weights = power, {"gap": 0.5}
+
+        def compute(self, student, teacher, labels):
+            return {"gap": (student - teacher).abs().pow(self.power).mean(-1)}
+
+    register_loss("gap", Gap)
+    assert loss_options("gap") == ("power",)
+    assert build_loss("gap", power=1.0)(torch.ones(2, 3), torch.zeros(2, 3)).item() == 0.5
+    with pytest.raises(InputError, match="'kd' is taken by KDLoss"):
+        register_loss("kd", Gap)
+    with pytest.raises(InputError, match="expected a subclass of DistillationLoss"):
+        register_loss("mse", torch.nn.MSELoss)
