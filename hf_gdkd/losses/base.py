@@ -47,7 +47,8 @@ class DistillationLoss(nn.Module):
 
         Args:
             student_logits: [..., C], before temperature.
-            teacher_logits: [..., C], same shape; a constant.
+            teacher_logits: [..., C], same shape; a constant. Minus infinity is a probability of 0: that class
+            costs nothing (standardization needs finite logits).
             labels: [...] int64, for the losses that need them.
 
         Returns:

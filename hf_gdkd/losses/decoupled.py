@@ -36,7 +36,8 @@ def decoupled_kl(
 
     Args:
         student_logits: [..., C] float, before temperature.
-        teacher_logits: [..., C], same shape; treated as constant.
+        teacher_logits: [..., C], same shape; treated as constant. Minus infinity is a probability of 0; a
+            group needs one class that is finite.
         groups: G-1 index tensors [..., n_g], mutually exclusive; group G is every other class.
         temperature: T > 0.
         kl: inside the groups, "forward" KL(teacher || student), "reverse" KL(student || teacher), or the mean
@@ -81,23 +82,45 @@ def _terms(
     return DecoupledTerms(temperature**2 * high, temperature**2 * torch.stack(low, -1), teacher_mass.exp())
 
 
+class _Inside(NamedTuple):
+    """A distribution inside a group: softmax(logits), with their logsumexp kept beside them."""
+
+    logits: Tensor  # [..., n], or [..., C] with the classes of other groups at minus infinity
+    log_sum: Tensor  # [..., 1]
+
+    def kl(self, other: "_Inside") -> Tensor:
+        """KL(self || other), [...]. A term whose own probability is 0 is 0."""
+        p = (self.logits - self.log_sum).exp()
+        gap = torch.where(p > 0, self.logits - other.logits, 0)
+        return (p * gap).sum(-1) - (self.log_sum - other.log_sum).squeeze(-1)
+
+
+def _inside(logits: Tensor) -> _Inside:
+    return _Inside(logits, logits.logsumexp(-1, keepdim=True))
+
+
+def _divergence(teacher: _Inside, student: _Inside, kl: str) -> Tensor:
+    if kl == "both":
+        return (teacher.kl(student) + student.kl(teacher)) / 2
+    return teacher.kl(student) if kl == "forward" else student.kl(teacher)
+
+
 def _levels(
     logits: Tensor, groups: Sequence[Tensor], temperature: float, standardize: str
-) -> tuple[Tensor, list[Tensor]]:
-    """Log-masses of the groups [..., G], and the log-probabilities inside each: [..., C] for the last."""
+) -> tuple[Tensor, list[_Inside]]:
+    """Log-masses of the groups [..., G], and the distribution inside each."""
     index = torch.cat(tuple(groups), -1)
     gathered, rest = _Split.apply(logits / temperature, index)
-    members = [*gathered.split([group.shape[-1] for group in groups], -1), rest]
-    log_masses = [member.logsumexp(-1, keepdim=True) for member in members]
-    between = torch.cat(log_masses, -1).log_softmax(-1)
+    inside = [_inside(top) for top in (*gathered.split([group.shape[-1] for group in groups], -1), rest)]
+    between = torch.cat([group.log_sum for group in inside], -1).log_softmax(-1)
     if standardize in ("both", "other"):
         taken = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, True)
-        members[-1] = standardized(logits, taken, correction=0).masked_fill(taken, -math.inf) / temperature
-        if standardize == "both":
-            tops = [standardized(logits.gather(-1, group), correction=0) for group in groups]
-            members[:-1] = [top / temperature for top in tops]
-        return between, [member.log_softmax(-1) for member in members]
-    return between, [member - log_mass for member, log_mass in zip(members, log_masses, strict=True)]
+        rest = standardized(logits, taken, correction=0).masked_fill(taken, -math.inf)
+        inside[-1] = _inside(rest / temperature)
+    if standardize == "both":
+        tops = [standardized(logits.gather(-1, group), correction=0) for group in groups]
+        inside[:-1] = [_inside(top / temperature) for top in tops]
+    return between, inside
 
 
 class _Split(torch.autograd.Function):
@@ -117,62 +140,7 @@ class _Split(torch.autograd.Function):
         return rest.scatter(-1, index, gathered), None
 
 
-def _divergence(teacher: Tensor, student: Tensor, kl: str) -> Tensor:
-    if kl == "forward":
-        return kl_divergence(teacher, student)
-    if kl == "reverse":
-        return kl_divergence(student, teacher)
-    return (kl_divergence(teacher, student) + kl_divergence(student, teacher)) / 2
-
-
-class _TopKLoss(DistillationLoss):
-    """What GDKD and GDKD3 share: k, checked against the number of classes, and the three parts."""
-
-    smallest_k = 1
-
-    def __init__(
-        self,
-        *,
-        temperature: float,
-        k: int | None,
-        w0: float,
-        w1: float,
-        w2: float,
-        standardize: str,
-        standardizations: tuple[str, ...],
-        reduction: str,
-    ) -> None:
-        super().__init__(reduction=reduction)
-        self.temperature = positive("temperature", temperature)
-        self.standardize = one_of("standardize", standardize, standardizations)
-        self.weights = {"high": weight("w0", w0), "low_top": weight("w1", w1), "low_other": weight("w2", w2)}
-        self.k = k
-        self._warned = False
-        if k is not None and (not isinstance(k, int) or k < self.smallest_k):
-            raise InputError(f"k is {k}: expected a whole number of at least {self.smallest_k}.")
-
-    def legal_k(self, num_classes: int) -> int:
-        """k, or for an unset k the default, shrunk to at most C-1."""
-        return self.k or min(DEFAULT_K, num_classes - 1)
-
-    def check_num_classes(self, num_classes: int) -> None:
-        """InputError when a k that the user set is not below C; one warning when the default shrinks."""
-        super().check_num_classes(num_classes)
-        k = self.legal_k(num_classes)
-        if k >= num_classes:
-            raise InputError(
-                f"k is {k} with {num_classes} classes: expected {self.smallest_k} <= k <= {num_classes - 1}; "
-                "lower k or leave it unset."
-            )
-        if k < DEFAULT_K and self.k is None and not self._warned and not torch.compiler.is_compiling():
-            self._warned = True
-            note = "; the middle group is empty and low_top is 0" if k < self.smallest_k else ""
-            warnings.warn(
-                f"k is {k} instead of {DEFAULT_K}, as there are {num_classes} classes{note}.", stacklevel=2
-            )
-
-
-class GDKDLoss(_TopKLoss):
+class GDKDLoss(DistillationLoss):
     """Generalized decoupled KD: the teacher's k largest classes against the rest.
 
     The loss is w0 * `high` + w1 * `low_top` + w2 * `low_other`.
@@ -193,6 +161,9 @@ class GDKDLoss(_TopKLoss):
         arXiv 2512.04625; the defaults are the authors' for transformers on ImageNet.
     """
 
+    smallest_k = 1
+    standardizations: tuple[str, ...] = ("none", "global", "both", "other")
+
     def __init__(
         self,
         *,
@@ -206,26 +177,42 @@ class GDKDLoss(_TopKLoss):
         standardize: str = "none",
         reduction: str = "mean",
     ) -> None:
-        super().__init__(
-            temperature=temperature,
-            k=k,
-            w0=w0,
-            w1=w1,
-            w2=w2,
-            standardize=standardize,
-            standardizations=("none", "global", "both", "other"),
-            reduction=reduction,
-        )
+        super().__init__(reduction=reduction)
+        self.temperature = positive("temperature", temperature)
+        self.weights = {"high": weight("w0", w0), "low_top": weight("w1", w1), "low_other": weight("w2", w2)}
         self.kl = one_of("kl", kl, ("forward", "reverse", "both"))
         self.strategy = one_of("strategy", strategy, ("best", "worst"))
+        self.standardize = one_of("standardize", standardize, self.standardizations)
+        self.k, self._warned = k, False
+        if k is not None and (not isinstance(k, int) or k < self.smallest_k):
+            raise InputError(f"k is {k}: expected a whole number of at least {self.smallest_k}.")
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         groups = partitions.top_k(teacher, self.legal_k(teacher.shape[-1]), strategy=self.strategy)
         terms = _terms(student, teacher, groups, self.temperature, self.kl, self.standardize)
         return {"high": terms.high, "low_top": terms.low[..., 0], "low_other": terms.low[..., 1]}
 
+    def legal_k(self, num_classes: int) -> int:
+        """k, or for an unset k the default, shrunk to at most C-1."""
+        return self.k or min(DEFAULT_K, num_classes - 1)
 
-class GDKD3Loss(_TopKLoss):
+    def check_num_classes(self, num_classes: int) -> None:
+        """InputError when a k that the user set is not below C; one warning when the default shrinks."""
+        super().check_num_classes(num_classes)
+        k = self.legal_k(num_classes)
+        if k >= num_classes:
+            raise InputError(
+                f"k is {k} with {num_classes} classes: expected {self.smallest_k} <= k <= {num_classes - 1}; "
+                "lower k or leave it unset."
+            )
+        if k < DEFAULT_K and self.k is None and not self._warned and not torch.compiler.is_compiling():
+            self._warned = True
+            note = "; the middle group is empty and low_top is 0" if k < self.smallest_k else ""
+            message = f"k is {k} instead of {DEFAULT_K}, as there are {num_classes} classes{note}."
+            warnings.warn(message, stacklevel=2)
+
+
+class GDKD3Loss(GDKDLoss):
     """Generalized decoupled KD with three groups: {top-1}, {top-2 .. top-k} and the rest.
 
     The loss is w0 * `high` + w1 * `low_top` + w2 * `low_other`; `low_top` is that of the middle group.
@@ -245,6 +232,7 @@ class GDKD3Loss(_TopKLoss):
     """
 
     smallest_k = 2
+    standardizations = ("none", "global")
 
     def __init__(
         self,
@@ -258,14 +246,7 @@ class GDKD3Loss(_TopKLoss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(
-            temperature=temperature,
-            k=k,
-            w0=w0,
-            w1=w1,
-            w2=w2,
-            standardize=standardize,
-            standardizations=("none", "global"),
-            reduction=reduction,
+            temperature=temperature, k=k, w0=w0, w1=w1, w2=w2, standardize=standardize, reduction=reduction
         )
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ def top_k(logits: Tensor, k: int, *, strategy: str = "best") -> Groups:
     columns = logits.shape[-1] // CHUNK
     if logits.device.type != "cpu" or logits.shape[-1] < 4096 or k > columns // 4:
         return (logits.topk(k, dim=-1).indices,)
-    # On a CPU torch.topk is slow over many classes. The k largest lie in the k chunks with the largest maxima,
+    # On a CPU torch.topk is slow over many classes. The k largest lie in the k chunks with the largest maxima
     # or in the tail that fills no chunk. Chunk j holds the classes j, j + columns, j + 2 * columns ...
     largest = logits[..., : columns * CHUNK].unflatten(-1, (CHUNK, columns)).amax(-2)
     chunks = largest.topk(k, dim=-1).indices.unsqueeze(-1) + columns * torch.arange(CHUNK)
