@@ -61,7 +61,8 @@ def decoupled_kl(
         partitions.check_groups(groups, student.shape[-1])
     groups = [group.expand(*student.shape[:-1], -1) for group in groups]
     with torch.autocast(student.device.type, enabled=False):
-        return _terms(student, teacher, groups, temperature, kl)
+        high, low, log_mass = _terms(student, teacher, groups, temperature, kl)
+        return DecoupledTerms(high, torch.stack(low, -1), log_mass.exp())
 
 
 def _terms(
@@ -71,15 +72,15 @@ def _terms(
     temperature: float,
     kl: str = "forward",
     standardize: str = "none",
-) -> DecoupledTerms:
-    """`decoupled_kl` of checked input; `standardize` is that of GDKDLoss."""
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """`high`, each `low`, the teacher's log-masses, of checked input; `standardize` is that of GDKDLoss."""
     if standardize == "global":
         student, teacher = standardized(student), standardized(teacher)
     student_mass, student_inside = _levels(student, groups, temperature, standardize)
     teacher_mass, teacher_inside = _levels(teacher, groups, temperature, standardize)
     high = kl_divergence(teacher_mass, student_mass)
-    low = [_divergence(t, s, kl) for t, s in zip(teacher_inside, student_inside, strict=True)]
-    return DecoupledTerms(temperature**2 * high, temperature**2 * torch.stack(low, -1), teacher_mass.exp())
+    pairs = zip(teacher_inside, student_inside, strict=True)
+    return temperature**2 * high, [temperature**2 * _divergence(t, s, kl) for t, s in pairs], teacher_mass
 
 
 class _Inside(NamedTuple):
@@ -189,8 +190,8 @@ class GDKDLoss(DistillationLoss):
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         groups = partitions.top_k(teacher, self.legal_k(teacher.shape[-1]), strategy=self.strategy)
-        terms = _terms(student, teacher, groups, self.temperature, self.kl, self.standardize)
-        return {"high": terms.high, "low_top": terms.low[..., 0], "low_other": terms.low[..., 1]}
+        high, low, _ = _terms(student, teacher, groups, self.temperature, self.kl, self.standardize)
+        return {"high": high, "low_top": low[0], "low_other": low[1]}
 
     def legal_k(self, num_classes: int) -> int:
         """k, or for an unset k the default, shrunk to at most C-1."""
@@ -251,9 +252,9 @@ class GDKD3Loss(GDKDLoss):
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         groups = partitions.top1_top_k(teacher, self.legal_k(teacher.shape[-1]))
-        terms = _terms(student, teacher, groups, self.temperature, standardize=self.standardize)
-        low_top = terms.low[..., 1] if len(groups) == 2 else torch.zeros_like(terms.high)
-        return {"high": terms.high, "low_top": low_top, "low_other": terms.low[..., -1]}
+        high, low, _ = _terms(student, teacher, groups, self.temperature, standardize=self.standardize)
+        low_top = low[1] if len(groups) == 2 else torch.zeros_like(high)
+        return {"high": high, "low_top": low_top, "low_other": low[-1]}
 
 
 class DKDLoss(DistillationLoss):
@@ -294,5 +295,5 @@ class DKDLoss(DistillationLoss):
         groups = (
             partitions.top_k(teacher, 1) if self.partition == "top1" else partitions.target(labels, teacher)
         )
-        terms = _terms(student, teacher, groups, self.temperature, standardize=self.standardize)
-        return {"tckd": terms.high, "nckd": terms.low[..., 1]}
+        high, low, _ = _terms(student, teacher, groups, self.temperature, standardize=self.standardize)
+        return {"tckd": high, "nckd": low[1]}
