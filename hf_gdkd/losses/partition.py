@@ -21,9 +21,9 @@ def top_k(logits: Tensor, k: int, *, strategy: str = "best") -> Groups:
     worth_it = 2 if torch.compiler.is_compiling() else 8  # measured: compiled, the extra steps cost less
     if logits.device.type != "cpu" or size < worth_it:
         return (logits.topk(k, dim=-1).indices,)
-    # On a CPU torch.topk is slow over many classes; its fast path starts at 64 * k. The k largest lie in the k
-    # chunks with the largest maxima or in the tail that fills no chunk. Chunk j holds the classes j, j + chunks,
-    # j + 2 * chunks ...
+    # On a CPU torch.topk is slow over many classes; its fast path starts at 64 * k. The k largest lie in the
+    # k chunks with the largest maxima or in the tail that fills no chunk. Chunk j holds the classes j,
+    # j + chunks, j + 2 * chunks ...
     chunks = logits.shape[-1] // size
     largest = logits[..., : chunks * size].unflatten(-1, (size, chunks)).amax(-2)
     inside = largest.topk(k, dim=-1).indices.unsqueeze(-1) + chunks * torch.arange(size)
