@@ -1,0 +1,177 @@
+"""What the scripts share: arguments from flags and recipes, and one sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+from transformers.trainer_utils import get_last_checkpoint
+
+from .config import GDKDConfig
+from .errors import InputError, first_sentence
+
+EXIT_BAD_INPUT = 2
+
+# Not in a recipe: where the run was, and secrets.
+UNRECORDED = (
+    "output_dir",
+    "run_name",
+    "overwrite",
+    "resume_from_checkpoint",
+    "local_rank",
+    "hub_token",
+    "push_to_hub",
+)
+
+# What the script sets that TrainingArguments would set otherwise.
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "per_device_train_batch_size": 64,
+    "per_device_eval_batch_size": 64,
+    "num_train_epochs": 10.0,
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
+    "weight_decay": 0.05,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "logging_steps": 20,
+}
+
+
+def _field(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class DistillArguments:
+    """The models and the data of one run; the loss and the training are GDKDConfig's."""
+
+    student: str | None = _field(None, "Student: Hub id, short name, timm id or local folder.")
+    teacher: str | None = _field(None, "Teacher, likewise; leave it out with --loss ce.")
+    dataset: str = _field("timm/mini-imagenet", "Data set: Hub id, local folder, or digits (embedded).")
+    student_init: str = _field("pretrained", "pretrained: from weights; random: the architecture only.")
+    student_revision: str | None = _field(None, "Branch, tag or commit of the student.")
+    teacher_revision: str | None = _field(None, "Branch, tag or commit of the teacher.")
+    dataset_config: str | None = _field(None, "Configuration of the data set.")
+    dataset_revision: str | None = _field(None, "Branch, tag or commit of the data set.")
+    train_split: str = _field("train", "Split to train on.")
+    eval_split: str | None = _field(None, "Split to evaluate on; unset: validation, valid, val or test.")
+    image_column: str | None = _field(None, "Column of the images; unset: found by its type.")
+    label_column: str | None = _field(None, "Column of the labels; unset: found by name and type.")
+    crop_scale: float | None = _field(None, "Smallest share of an image's area in a random crop; 1: no crop.")
+    flip: bool | None = _field(None, "Flip half of the training images; unset: yes, but not digits.")
+    trust_remote_code: bool = _field(False, "Run model code from the Hub.")
+    overwrite: bool = _field(False, "Train anew in an output folder that holds a run.")
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message.rstrip('.')}; --help lists the flags.")
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConfig]:
+    """Arguments from flags and, with `--config recipe.yaml` (or .json), from a recipe; flags override the recipe.
+
+    Raises:
+        InputError: unknown flags, keys or values.
+    """
+    parser = _Parser([DistillArguments, GDKDConfig], prog="distill.py")
+    parser.add_argument("--config", help="Recipe (yaml or json) whose values the flags override.")
+    parser.set_defaults(**TRAINING_DEFAULTS)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    recipe, _ = parser.parse_known_args(argv)
+    if recipe.config is not None:
+        parser.set_defaults(**_read_recipe(recipe.config))
+    script, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    if script.student is None:
+        raise InputError("no student: give --student (a Hub id, a timm id or a local folder).")
+    if script.student_init not in ("pretrained", "random"):
+        raise InputError(f"student_init is {script.student_init!r}: choose pretrained or random.")
+    if (script.teacher is None) != (args.loss == "ce"):
+        raise InputError(
+            f"loss {args.loss} needs a teacher: give --teacher, or train without one with --loss ce."
+            if script.teacher is None
+            else "loss ce takes no teacher: choose a distillation loss, or leave --teacher out."
+        )
+    if script.crop_scale is not None and not 0 < script.crop_scale <= 1:
+        raise InputError(f"crop_scale is {script.crop_scale}: give a number above 0 and at most 1.")
+    return script, args
+
+
+def _read_recipe(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            recipe = yaml.safe_load(file)  # JSON is YAML too
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"recipe {path} cannot be read: {first_sentence(error)}") from error
+    if not isinstance(recipe, dict):
+        raise InputError(f"recipe {path} is no mapping of names to values.")
+    known = [f.name for f in (*fields(DistillArguments), *fields(GDKDConfig))]
+    for key in recipe:
+        if key not in known:
+            close = get_close_matches(str(key), known, n=1)
+            raise InputError(
+                f"recipe {path} has an unknown key {key!r}{f': did you mean {close[0]}?' if close else '.'}"
+            )
+    return recipe
+
+
+def recipe_of(script: DistillArguments, args: GDKDConfig) -> dict[str, Any]:
+    """Everything that differs from the libraries' defaults: `--config` with it repeats the run."""
+    recipe = {}
+    for source in (script, args):
+        for f in fields(source):
+            default = f.default_factory() if f.default_factory is not MISSING else f.default
+            value = getattr(source, f.name)
+            value = getattr(value, "value", value)
+            if f.init and f.name not in UNRECORDED and value != getattr(default, "value", default):
+                json.dumps(value, default=str)
+                recipe[f.name] = value
+    return recipe
+
+
+def checkpoint_to_resume(args: GDKDConfig, overwrite: bool) -> str | None:
+    """The checkpoint to go on from, after a look at the output folder.
+
+    Raises:
+        InputError: the folder holds a run and neither resuming nor overwriting was asked for, or there is no
+            checkpoint to resume from.
+    """
+    folder, resume = args.output_dir, args.resume_from_checkpoint
+    if resume is not None:
+        checkpoint = (
+            get_last_checkpoint(folder)
+            if resume in ("last", "true", "True") and os.path.isdir(folder)
+            else resume
+        )
+        if checkpoint is None or not os.path.isdir(checkpoint):
+            raise InputError(
+                f"there is no checkpoint to resume from ({resume}) in {folder}: leave --resume_from_checkpoint out."
+            )
+        return checkpoint
+    holds_run = os.path.isdir(folder) and (
+        os.path.isfile(os.path.join(folder, "recipe.yaml")) or get_last_checkpoint(folder) is not None
+    )
+    if holds_run and not overwrite:
+        raise InputError(
+            f"folder {folder} already holds a run: choose another --output_dir, go on with "
+            "--resume_from_checkpoint last, or replace it with --overwrite."
+        )
+    return None
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run a script's main; bad input ends it with one sentence and exit code 2."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)

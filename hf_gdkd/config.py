@@ -1,0 +1,128 @@
+"""GDKDConfig: TrainingArguments plus the distillation loss, its options, its weight and its schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .errors import InputError
+from .losses import DistillationLoss, build_loss, loss_options
+
+# (ce_weight, kd_weight) of the paper's recipes for transformers on ImageNet, where they are not (1, 1).
+LOSS_WEIGHTS = {"ce": (1.0, 0.0), "kd": (0.5, 0.5), "mlkd": (0.1, 0.9)}
+
+TEACHER_DTYPES = ("float32", "bfloat16", "float16")
+
+LOSS_OPTIONS = (
+    "temperature",
+    "temperatures",
+    "k",
+    "w0",
+    "w1",
+    "w2",
+    "alpha",
+    "beta",
+    "gamma",
+    "kl",
+    "strategy",
+    "partition",
+    "standardize",
+)
+
+
+def _option(help: str) -> None:
+    """A field that is None until the user sets it: the loss then takes its own default."""
+    return field(default=None, metadata={"help": help})
+
+
+@dataclass
+class GDKDConfig(TrainingArguments):
+    """What `GDKDTrainer` needs: every argument of `transformers.TrainingArguments`, and those below.
+
+    The options of a loss keep the paper's letters; None means the loss's own default, and an option that the
+    loss does not take is an error.
+
+    Raises:
+        InputError: a value that is out of range, or an option that the loss does not take.
+    """
+
+    loss: str = field(
+        default="gdkd",
+        metadata={
+            "help": "gdkd, gdkd3, dkd, kd, dist, mlkd, a registered name; ce trains without a teacher."
+        },
+    )
+    temperature: float | None = _option("Temperature T > 0 of both softmaxes.")
+    temperatures: list[float] | None = _option("Temperatures that mlkd sums over.")
+    k: int | None = _option("Classes in the teacher's top group: 1 to C-1 (gdkd), 2 to C-1 (gdkd3).")
+    w0: float | None = _option("Weight of the high-level term, between the groups (gdkd, gdkd3).")
+    w1: float | None = _option("Weight of the low-level term inside the top group (gdkd, gdkd3).")
+    w2: float | None = _option("Weight of the low-level term inside the other group (gdkd, gdkd3).")
+    alpha: float | None = _option("Weight of the target-class term (dkd).")
+    beta: float | None = _option("Weight of the non-target term (dkd), of the inter-class term (dist).")
+    gamma: float | None = _option("Weight of the intra-class term (dist).")
+    kl: str | None = _option("Direction of the divergence: forward, reverse or both (gdkd).")
+    strategy: str | None = _option("Group the teacher's best or worst k classes (gdkd).")
+    partition: str | None = _option(
+        "The class that dkd sets apart: the label (target) or the teacher's top1."
+    )
+    standardize: str | None = _option("Standardize the logits: none, global; gdkd also takes both and other.")
+    ce_weight: float | None = _option("Weight of the cross-entropy; unset: the recipe of the loss.")
+    kd_weight: float | None = _option("Weight of the distillation loss; unset: the recipe of the loss.")
+    kd_warmup_epochs: float = field(
+        default=0.0, metadata={"help": "Epochs over which the distillation weight grows from 0; 0: at once."}
+    )
+    kd_skip_epochs: float = field(
+        default=0.0, metadata={"help": "Epochs without distillation before that growth begins."}
+    )
+    teacher_dtype: str | None = field(
+        default=None,
+        metadata={"help": f"Teacher's precision: {', '.join(TEACHER_DTYPES)}; unset: as it was loaded."},
+    )
+    remove_unused_columns: bool = field(
+        default=False,
+        metadata={"help": "Off: the columns of images are turned into tensors batch by batch, and the teacher "
+                          "may have a view of its own."},
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        default_ce, default_kd = LOSS_WEIGHTS.get(self.loss, (1.0, 1.0))
+        self.ce_weight = default_ce if self.ce_weight is None else self.ce_weight
+        self.kd_weight = default_kd if self.kd_weight is None else self.kd_weight
+        for name in ("ce_weight", "kd_weight", "kd_warmup_epochs", "kd_skip_epochs"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} is {getattr(self, name)}: give a number that is 0 or more.")
+        if self.teacher_dtype not in (None, *TEACHER_DTYPES):
+            raise InputError(
+                f"teacher_dtype is {self.teacher_dtype!r}: choose one of {', '.join(TEACHER_DTYPES)}."
+            )
+        self.build_loss()
+        super().__post_init__()
+
+    def set_loss_options(self) -> dict[str, object]:
+        """The loss options that the user set, by name."""
+        return {name: getattr(self, name) for name in LOSS_OPTIONS if getattr(self, name) is not None}
+
+    def build_loss(self) -> DistillationLoss | None:
+        """The distillation loss; None for "ce".
+
+        Raises:
+            InputError: unknown loss, an option that the loss does not take, or a value out of range.
+        """
+        options = self.set_loss_options()
+        if self.loss != "ce":
+            return build_loss(self.loss, **options)
+        if options:
+            raise InputError(
+                f"loss ce takes no option, given {', '.join(options)}: leave them out or choose another loss."
+            )
+        return None
+
+    def ramp(self, epoch: float) -> float:
+        """Factor of `kd_weight` at this (fractional) epoch, from 0 to 1."""
+        if epoch < self.kd_skip_epochs:
+            return 0.0
+        if self.kd_warmup_epochs == 0:
+            return 1.0
+        return min((epoch - self.kd_skip_epochs) / self.kd_warmup_epochs, 1.0)

@@ -1,0 +1,219 @@
+"""Name -> model and image processor: Hub ids, short names, timm ids, local folders; weights or architecture only."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+import timm
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmWrapperConfig,
+)
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+
+from .errors import InputError, first_sentence
+from .labels import matching_rows
+
+logger = logging.getLogger(__name__)
+
+# Short names for the command line; each stands for a checkpoint with an ImageNet-1k head.
+SHORT_NAMES = {
+    "google/vit-base": "google/vit-base-patch16-224",
+    "vit-base": "google/vit-base-patch16-224",
+    "google/vit-large": "google/vit-large-patch16-224",
+    "vit-large": "google/vit-large-patch16-224",
+    "deit-tiny": "facebook/deit-tiny-patch16-224",
+    "deit-small": "facebook/deit-small-patch16-224",
+    "deit-base": "facebook/deit-base-patch16-224",
+    "swin-tiny": "microsoft/swin-tiny-patch4-window7-224",
+    "resnet-18": "microsoft/resnet-18",
+    "resnet-50": "microsoft/resnet-50",
+    "mobilenet-v2": "google/mobilenet_v2_1.0_224",
+}
+
+
+def resolve_name(name: str) -> str:
+    """The local folder or the full Hub id that a name means.
+
+    Raises:
+        InputError: a folder that does not exist, or a name that is neither a short name, a timm id nor an
+            `organization/name`; close matches are listed.
+    """
+    if os.path.isdir(name):
+        if not os.path.isfile(os.path.join(name, "config.json")):
+            raise InputError(f"folder {name} holds no config.json: give a folder that save_pretrained wrote.")
+        return name
+    if name in SHORT_NAMES:
+        return SHORT_NAMES[name]
+    if timm.is_model(name.removeprefix("timm/")):
+        architecture = name.removeprefix("timm/")
+        tag = timm.get_pretrained_cfg(architecture).tag
+        return f"timm/{architecture}" if "." in architecture or not tag else f"timm/{architecture}.{tag}"
+    if name.count("/") == 1 and not name.startswith((".", "~", "/")):
+        return name
+    if "/" in name:
+        raise InputError(
+            f"no folder {name}: give an existing folder, or an id on the Hub (organization/name)."
+        )
+    close = get_close_matches(name, [*SHORT_NAMES, *timm.list_models()], n=5)
+    hint = f"did you mean {', '.join(close)}" if close else f"short names are {', '.join(SHORT_NAMES)}"
+    raise InputError(f"unknown model {name!r}: {hint}? A Hub id is organization/name.")
+
+
+def load_model(
+    name: str,
+    *,
+    num_labels: int | None = None,
+    label_names: Sequence[str] | None = None,
+    init: str = "pretrained",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """An image classifier in float32, by name.
+
+    Args:
+        name: Hub id, short name, timm id, or local folder.
+        num_labels: number of classes, when their names are not known.
+        label_names: names of the classes, which become id2label and label2id. A pretrained head keeps the rows of
+            the classes that match by name; the other rows are newly initialised, which is said.
+        init: "pretrained" loads the weights, "random" takes the architecture only.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run code from the repository. Off: a repository that needs it is refused.
+
+    Raises:
+        InputError: no such model, no safetensors weights, or remote code without `trust_remote_code`.
+    """
+    path = resolve_name(name)
+    if label_names is None and num_labels is not None:
+        label_names = [f"LABEL_{i}" for i in range(num_labels)]
+    if init == "random":
+        config = _architecture(path, revision, trust_remote_code)
+        return _from_config(_with_labels(config, label_names), trust_remote_code)
+    model, missing = _load_weights(path, revision, trust_remote_code)
+    if missing:
+        logger.warning("%s: newly initialised: %s.", path, ", ".join(sorted(missing)))
+    return model if label_names is None else _fit_head(model, list(label_names), trust_remote_code)
+
+
+def load_teacher(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """An image classifier with all its weights, by name.
+
+    Raises:
+        InputError: as `load_model`, and a checkpoint that lacks a part of the model, such as the head.
+    """
+    path = resolve_name(name)
+    model, missing = _load_weights(path, revision, trust_remote_code)
+    if missing:
+        raise InputError(
+            f"teacher {path} has no weights for {', '.join(sorted(missing)[:4])}, which would be random: "
+            "choose a checkpoint with a trained classification head."
+        )
+    return model
+
+
+def load_processor(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> BaseImageProcessor:
+    """The image processor that belongs to a model, by the model's name.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = resolve_name(name)
+    if path.startswith("timm/") and not os.path.isdir(path):
+        architecture = path.removeprefix("timm/")
+        if timm.is_model(architecture):
+            config = timm.get_pretrained_cfg(architecture).to_dict()
+            return TimmWrapperImageProcessor(pretrained_cfg=config, architecture=architecture)
+    try:
+        return AutoImageProcessor.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} has no image processor that can be loaded: {first_sentence(error)}"
+        ) from error
+
+
+def _architecture(path: str, revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
+    """The configuration of a model; that of a timm architecture needs no download."""
+    architecture = path.removeprefix("timm/")
+    if not os.path.isdir(path) and path.startswith("timm/") and timm.is_model(architecture):
+        pretrained = timm.get_pretrained_cfg(architecture).to_dict()
+        return TimmWrapperConfig(architecture=architecture.split(".")[0], pretrained_cfg=pretrained)
+    try:
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {path} cannot be loaded: {first_sentence(error)}") from error
+
+
+def _with_labels(config: PreTrainedConfig, label_names: Sequence[str] | None) -> PreTrainedConfig:
+    if label_names is not None:
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {label: i for i, label in enumerate(label_names)}
+    return config
+
+
+def _from_config(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    model = AutoModelForImageClassification.from_config(
+        config, trust_remote_code=trust_remote_code, dtype=torch.float32
+    )
+    if isinstance(config, TimmWrapperConfig):
+        # The wrapper draws every weight anew with a standard deviation of 0.02: take timm's own initialisation.
+        fresh = timm.create_model(
+            config.architecture, num_classes=config.num_labels, **(config.model_args or {})
+        )
+        model.timm_model.load_state_dict(fresh.state_dict())
+    return model
+
+
+def _load_weights(
+    path: str, revision: str | None, trust_remote_code: bool
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model with its own head, and the names of the parameters that its checkpoint lacks."""
+    try:
+        model, info = AutoModelForImageClassification.from_pretrained(
+            path,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"model {path} cannot be loaded: {first_sentence(error)}") from error
+    return model, set(info["missing_keys"])
+
+
+def _fit_head(model: PreTrainedModel, label_names: list[str], trust_remote_code: bool) -> PreTrainedModel:
+    """The model with one output a class: rows of its head that match by name are kept."""
+    old_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    if old_names == label_names:
+        return model
+    config = _with_labels(copy.deepcopy(model.config), label_names)
+    fitted = _from_config(config, trust_remote_code)
+    # The head is what would change its shape with one class more.
+    probe = _from_config(_with_labels(copy.deepcopy(config), [*label_names, "one more"]), trust_remote_code)
+    kept, old, larger = matching_rows(old_names, label_names), model.state_dict(), probe.state_dict()
+    for name, tensor in fitted.state_dict().items():
+        if tensor.shape == larger[name].shape:
+            tensor.copy_(old[name])
+        else:
+            tensor[list(kept)] = old[name][list(kept.values())]
+    logger.warning(
+        "student's head: %d of %d classes keep their pretrained weights, %d are newly initialised.",
+        len(kept), len(label_names), len(label_names) - len(kept),
+    )  # fmt: skip
+    return fitted

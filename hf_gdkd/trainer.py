@@ -1,0 +1,167 @@
+"""GDKDTrainer: a Trainer whose loss is ce_weight * CE + ramp * kd_weight * distillation loss."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from .config import GDKDConfig
+from .errors import InputError
+from .models import load_teacher
+from .teacher import Teacher, logits_of
+
+
+class GDKDTrainer(Trainer):
+    """Distil `teacher_model` into `model`.
+
+    One optimizer step is the same however its batch is split into micro-batches and processes, because every loss
+    is summed over samples and divided by the number of samples of the whole step. Two things compute over the
+    micro-batch itself and differ: BatchNorm in the student, and the losses dist and mlkd.
+
+    Logged beside `loss`, as means over the samples since the last log: `ce`, `kd` (the distillation loss before
+    `kd_weight` and the ramp), `kd_ramp`, and the loss's unweighted parts (gdkd, gdkd3: `high`, `low_top`,
+    `low_other`; dkd: `tckd`, `nckd`; dist: `inter`, `intra`; mlkd: `mlkd_kd`, `cc`, `bc`).
+
+    Evaluation computes the cross-entropy only and never runs the teacher.
+
+    Args:
+        model: the student: a transformers or timm image classifier, or any module that maps `pixel_values`
+            (N, 3, H, W) to logits (N, C).
+        teacher_model: a model likewise, a `Teacher`, or the name of one (Hub id, timm id, folder); None with
+            `loss="ce"` only.
+        args: a GDKDConfig.
+        **kwargs: what `transformers.Trainer` takes.
+
+    Raises:
+        InputError: no teacher, class counts that differ, or a k that does not suit the number of classes.
+    """
+
+    # compute_loss divides by the number of samples of the whole optimizer step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        teacher_model: nn.Module | Teacher | str | None = None,
+        args: GDKDConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args or GDKDConfig()
+        self.distillation_loss = args.build_loss()
+        if (teacher_model is None) != (self.distillation_loss is None):
+            raise InputError(
+                f"loss {args.loss} needs a teacher: give teacher_model, or train without one with loss ce."
+                if teacher_model is None
+                else "loss ce takes no teacher: choose a distillation loss, or leave teacher_model out."
+            )
+        if isinstance(teacher_model, str):
+            teacher_model = load_teacher(teacher_model)
+        if isinstance(teacher_model, nn.Module):
+            teacher_model = Teacher(
+                teacher_model, dtype=args.teacher_dtype and getattr(torch, args.teacher_dtype)
+            )
+        super().__init__(model, args, **kwargs)
+        self.teacher = teacher_model and teacher_model.to(args.device)
+        if self.teacher is not None:
+            self._check_num_labels(getattr(getattr(self.model, "config", None), "num_labels", None))
+        self._sums: Tensor | None = None
+        self._sum_names: list[str] = []
+
+    def _check_num_labels(self, student: int | None) -> None:
+        teacher = self.teacher.num_labels
+        if None not in (student, teacher) and student != teacher:
+            raise InputError(
+                f"the teacher has {teacher} classes and the student {student}, so their logits cannot be compared: "
+                "choose a teacher fine-tuned on this data set, or set the student's num_labels."
+            )
+        if (num_labels := student or teacher) is not None:
+            self.distillation_loss.check_num_classes(num_labels)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int]:
+        """The micro-batches of one optimizer step, and the number of their samples over all processes."""
+        batches = list(islice(epoch_iterator, num_batches))
+        count: Tensor | int = sum(len(batch["pixel_values"]) for batch in batches)
+        if self.args.world_size > 1:
+            count = self.accelerator.reduce(torch.tensor(count, device=device), "sum")
+        return batches, count
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """The loss, a scalar: the sum over this micro-batch's samples over the samples of the whole step."""
+        labels = inputs.get("labels")
+        student_logits = logits_of(model(inputs["pixel_values"]))
+        terms: dict[str, Tensor] = {}
+        loss = student_logits.new_zeros((), dtype=torch.float32)
+        size = len(student_logits)
+        if labels is not None:
+            smoothing = self.args.label_smoothing_factor
+            terms["ce"] = F.cross_entropy(
+                student_logits.float(), labels, reduction="sum", label_smoothing=smoothing
+            )
+            loss = loss + self.args.ce_weight * terms["ce"]
+        elif self.args.ce_weight > 0:
+            raise InputError("the batch has no labels: give a data set with labels, or set --ce_weight 0.")
+        if not model.training:
+            loss = loss / size
+            return (loss, {"logits": student_logits}) if return_outputs else loss
+
+        ramp = self.args.ramp(self.state.epoch or 0.0)
+        if self.teacher is not None:
+            teacher_logits = self.teacher(inputs)
+            parts = self.distillation_loss.parts(student_logits, teacher_logits, labels)
+            terms["kd"] = _sum_over_samples(self.distillation_loss.weigh(parts), size)
+            if len(parts) > 1:
+                for name, part in parts.items():
+                    name = f"{self.args.loss}_kd" if name == "kd" else name
+                    terms[name] = _sum_over_samples(part.detach(), size)
+            loss = loss + ramp * self.args.kd_weight * terms["kd"]
+        # Gradients (and logged losses) are averaged over processes, the samples counted over all of them.
+        scale = self.accelerator.num_processes / (size if num_items_in_batch is None else num_items_in_batch)
+        self._remember(terms, scale, ramp)
+        loss = loss * scale
+        return (loss, {"logits": student_logits}) if return_outputs else loss
+
+    def _remember(self, terms: dict[str, Tensor], scale: Tensor | float, ramp: float) -> None:
+        """Add this micro-batch's terms to the running sums, on the device, without a synchronisation."""
+        sums = torch.stack([term.detach() for term in terms.values()]) * scale
+        if self._sums is None:
+            self._first_step, self._sum_names = self.state.global_step, list(terms)
+            self._sums = torch.zeros_like(sums)
+        self._sums += sums
+        self._ramp = ramp
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As Trainer's, with the parts of the loss beside the total."""
+        if "loss" in logs and self._sums is not None:
+            means = self.accelerator.reduce(self._sums, "mean") / (self.state.global_step - self._first_step)
+            logs.update(zip(self._sum_names, means.tolist(), strict=True))
+            if self.teacher is not None:
+                logs["kd_ramp"] = self._ramp
+            self._sums = None
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As Trainer's, without `training_args.bin`: a pickle that holds the Hub token, and that nothing reads."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            os.remove(os.path.join(output_dir or self.args.output_dir, TRAINING_ARGS_NAME))
+
+
+def _sum_over_samples(term: Tensor, size: int) -> Tensor:
+    """One value a sample is summed; one value a batch counts for each of its samples."""
+    return term.sum() if term.ndim else term * size
