@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from enum import Enum
 from typing import Any, NoReturn
 
 import yaml
@@ -126,16 +126,13 @@ def _read_recipe(path: str) -> dict[str, Any]:
 
 def recipe_of(script: DistillArguments, args: GDKDConfig) -> dict[str, Any]:
     """Everything that differs from the libraries' defaults: `--config` with it repeats the run."""
-    recipe = {}
-    for source in (script, args):
-        for f in fields(source):
-            default = f.default_factory() if f.default_factory is not MISSING else f.default
-            value = getattr(source, f.name)
-            value = getattr(value, "value", value)
-            if f.init and f.name not in UNRECORDED and value != getattr(default, "value", default):
-                json.dumps(value, default=str)
-                recipe[f.name] = value
-    return recipe
+    recipe: dict[str, Any] = {}
+    for given, default in ((script, DistillArguments()), (args, GDKDConfig(loss=args.loss))):
+        for f in fields(given):
+            value = getattr(given, f.name)
+            if f.name not in UNRECORDED and value != getattr(default, f.name):
+                recipe[f.name] = value.value if isinstance(value, Enum) else value
+    return recipe | {"loss": args.loss, "ce_weight": args.ce_weight, "kd_weight": args.kd_weight}
 
 
 def checkpoint_to_resume(args: GDKDConfig, overwrite: bool) -> str | None:
@@ -148,9 +145,7 @@ def checkpoint_to_resume(args: GDKDConfig, overwrite: bool) -> str | None:
     folder, resume = args.output_dir, args.resume_from_checkpoint
     if resume is not None:
         checkpoint = (
-            get_last_checkpoint(folder)
-            if resume in ("last", "true", "True") and os.path.isdir(folder)
-            else resume
+            get_last_checkpoint(folder) if resume in ("last", "true", "True") and os.path.isdir(folder) else resume
         )
         if checkpoint is None or not os.path.isdir(checkpoint):
             raise InputError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from .errors import InputError
-from .losses import DistillationLoss, build_loss, loss_options
+from .losses import DistillationLoss, build_loss
 
 # (ce_weight, kd_weight) of the paper's recipes for transformers on ImageNet, where they are not (1, 1).
 LOSS_WEIGHTS = {"ce": (1.0, 0.0), "kd": (0.5, 0.5), "mlkd": (0.1, 0.9)}
@@ -28,6 +28,8 @@ LOSS_OPTIONS = (
     "strategy",
     "partition",
     "standardize",
+    "mask_samples",
+    "mask_classes",
 )
 
 
@@ -49,9 +51,7 @@ class GDKDConfig(TrainingArguments):
 
     loss: str = field(
         default="gdkd",
-        metadata={
-            "help": "gdkd, gdkd3, dkd, kd, dist, mlkd, a registered name; ce trains without a teacher."
-        },
+        metadata={"help": "gdkd, gdkd3, dkd, kd, dist, mlkd, a registered name; ce trains without a teacher."},
     )
     temperature: float | None = _option("Temperature T > 0 of both softmaxes.")
     temperatures: list[float] | None = _option("Temperatures that mlkd sums over.")
@@ -64,10 +64,10 @@ class GDKDConfig(TrainingArguments):
     gamma: float | None = _option("Weight of the intra-class term (dist).")
     kl: str | None = _option("Direction of the divergence: forward, reverse or both (gdkd).")
     strategy: str | None = _option("Group the teacher's best or worst k classes (gdkd).")
-    partition: str | None = _option(
-        "The class that dkd sets apart: the label (target) or the teacher's top1."
-    )
+    partition: str | None = _option("The class that dkd sets apart: the label (target) or the teacher's top1.")
     standardize: str | None = _option("Standardize the logits: none, global; gdkd also takes both and other.")
+    mask_samples: bool | None = _option("Only samples of which the teacher is least sure (mlkd).")
+    mask_classes: bool | None = _option("Only classes of which the teacher is least sure (mlkd).")
     ce_weight: float | None = _option("Weight of the cross-entropy; unset: the recipe of the loss.")
     kd_weight: float | None = _option("Weight of the distillation loss; unset: the recipe of the loss.")
     kd_warmup_epochs: float = field(
@@ -94,9 +94,7 @@ class GDKDConfig(TrainingArguments):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}: give a number that is 0 or more.")
         if self.teacher_dtype not in (None, *TEACHER_DTYPES):
-            raise InputError(
-                f"teacher_dtype is {self.teacher_dtype!r}: choose one of {', '.join(TEACHER_DTYPES)}."
-            )
+            raise InputError(f"teacher_dtype is {self.teacher_dtype!r}: choose one of {', '.join(TEACHER_DTYPES)}.")
         self.build_loss()
         super().__post_init__()
 

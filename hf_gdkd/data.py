@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,9 +24,7 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 EVAL_SPLITS = ("validation", "valid", "val", "test")
 HELD_OUT = 0.1  # of the train split, when the data set has no other split
-CHECKED_ROWS = (
-    20_000  # images decoded before training; those of a larger data set are checked as they are read
-)
+CHECKED_ROWS = 20_000  # images decoded before training; those of a larger data set are checked as they are read
 
 
 @dataclass
@@ -88,11 +86,7 @@ def load_data(
     eval_split = eval_split or next((split for split in EVAL_SPLITS if split in splits), None)
     columns = _find_columns(name, splits[train_split], image_column, label_column)
     splits = DatasetDict(
-        {
-            split: _rename(rows, *columns)
-            for split, rows in splits.items()
-            if split in (train_split, eval_split)
-        }
+        {split: _rename(rows, *columns) for split, rows in splits.items() if split in (train_split, eval_split)}
     )
     train = splits[train_split]
     if columns[1] is not None and not isinstance(train.features["labels"], ClassLabel):
@@ -112,9 +106,7 @@ def load_data(
         if label_names is not None:
             _check_labels(name, split, rows, len(label_names))
     digits = name == "digits"
-    return Data(
-        name, train, evaluation, eval_split, label_names, flip=not digits, crop_scale=0.6 if digits else 0.08
-    )
+    return Data(name, train, evaluation, eval_split, label_names, flip=not digits, crop_scale=0.6 if digits else 0.08)
 
 
 def _load(name: str, config: str | None, revision: str | None) -> DatasetDict:
@@ -138,9 +130,7 @@ def _find_columns(name: str, rows: Dataset, image: str | None, label: str | None
         )
     classes = [column for column, feature in rows.features.items() if isinstance(feature, ClassLabel)]
     if label is None:
-        label = next(
-            (c for c in LABEL_COLUMNS if c in rows.features), classes[0] if len(classes) == 1 else None
-        )
+        label = next((c for c in LABEL_COLUMNS if c in rows.features), classes[0] if len(classes) == 1 else None)
     elif label not in rows.features:
         raise InputError(
             f"data set {name} has no label column {label} among its columns {listed}: give --label_column."
@@ -175,9 +165,7 @@ def check_images(rows: Dataset, what: str) -> None:
     """
     if len(rows) > CHECKED_ROWS:
         return
-    for row in tqdm(
-        range(len(rows)), desc=f"checking images ({what})", leave=False, disable=len(rows) < 2000
-    ):
+    for row in tqdm(range(len(rows)), desc=f"checking images ({what})", leave=False, disable=len(rows) < 2000):
         try:
             rows[row]["image"].load()
         except (OSError, UnidentifiedImageError, SyntaxError, AttributeError) as error:
@@ -232,6 +220,10 @@ class View:
     def same_geometry(self, other: View) -> bool:
         """Whether the views differ in mean and std at most."""
         return (self.size, self.interpolation, self.on_pil) == (other.size, other.interpolation, other.on_pil)
+
+    def same_normalization(self, other: View) -> bool:
+        """Whether mean and std are the same."""
+        return torch.equal(self.mean, other.mean) and torch.equal(self.std, other.std)
 
     def renormalize_to(self, other: View) -> tuple[Tensor, Tensor]:
         """(scale, shift), each (3,): other's pixels = own pixels * scale + shift."""

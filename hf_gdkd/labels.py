@@ -137,9 +137,7 @@ def _find(name: str, names: Sequence[str], rule: str) -> int:
         allowed = f"by name or as an index below {len(names)}: {_few(names)}"
         raise InputError(f"the label map has {name!r}, but {rule}, {allowed}")
     if len(hits) > 1:
-        raise InputError(
-            f"the label map has {name!r}, but classes {_few(hits)} have that name: write the index"
-        )
+        raise InputError(f"the label map has {name!r}, but classes {_few(hits)} have that name: write the index")
     return hits[0]
 
 
@@ -192,9 +190,7 @@ def _owners(names: Sequence[str], ids: Sequence[str | None], step: int, side: st
             keys = {("main", main), ("whole", _normalise(name))}
         elif step == 3:  # "gong" is "gong, tam-tam" before it is "chime, bell, gong"
             keys = {("main", main), ("any case", _normalise(main)), (side, _normalise(name))}
-            keys |= {
-                (other, synonym) for synonym in _synonyms(name)
-            }  # one's whole name is the other's synonym
+            keys |= {(other, synonym) for synonym in _synonyms(name)}  # one's whole name is the other's synonym
         elif step == 4:
             keys = set(_synonyms(name))
         for key in keys:

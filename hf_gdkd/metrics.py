@@ -35,11 +35,9 @@ class _LogitsMetric(evaluate.Metric):
 
 
 class ImageClassification(_LogitsMetric):
-    """top1 and top5 accuracy, nll (nats), ece (15 bins of equal width); predictions: logits (N, C), references: labels (N)."""
+    """top1, top5, nll (nats), ece (15 bins of equal width); predictions: logits (N, C), references: labels (N)."""
 
-    description = (
-        "Top-1 and top-5 accuracy, negative log-likelihood in nats, expected calibration error over 15 bins."
-    )
+    description = "Top-1 and top-5 accuracy, negative log-likelihood in nats, expected calibration error over 15 bins."
 
     def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
         logits, labels = np.asarray(predictions), np.asarray(references)

@@ -62,9 +62,7 @@ def resolve_name(name: str) -> str:
     if name.count("/") == 1 and not name.startswith((".", "~", "/")):
         return name
     if "/" in name:
-        raise InputError(
-            f"no folder {name}: give an existing folder, or an id on the Hub (organization/name)."
-        )
+        raise InputError(f"no folder {name}: give an existing folder, or an id on the Hub (organization/name).")
     close = get_close_matches(name, [*SHORT_NAMES, *timm.list_models()], n=5)
     hint = f"did you mean {', '.join(close)}" if close else f"short names are {', '.join(SHORT_NAMES)}"
     raise InputError(f"unknown model {name!r}: {hint}? A Hub id is organization/name.")
@@ -105,9 +103,7 @@ def load_model(
     return model if label_names is None else _fit_head(model, list(label_names), trust_remote_code)
 
 
-def load_teacher(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedModel:
+def load_teacher(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
     """An image classifier with all its weights, by name.
 
     Raises:
@@ -123,9 +119,7 @@ def load_teacher(
     return model
 
 
-def load_processor(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> BaseImageProcessor:
+def load_processor(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> BaseImageProcessor:
     """The image processor that belongs to a model, by the model's name.
 
     Raises:
@@ -138,13 +132,15 @@ def load_processor(
             config = timm.get_pretrained_cfg(architecture).to_dict()
             return TimmWrapperImageProcessor(pretrained_cfg=config, architecture=architecture)
     try:
-        return AutoImageProcessor.from_pretrained(
-            path, revision=revision, trust_remote_code=trust_remote_code
-        )
+        return AutoImageProcessor.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} has no image processor that can be loaded: {first_sentence(error)}"
-        ) from error
+        raise InputError(f"{path} has no image processor that can be loaded: {first_sentence(error)}") from error
+
+
+def save_processor(processor: BaseImageProcessor, folder: str) -> None:
+    """Save an image processor beside its model; timm's stands in the model's config.json already."""
+    if not isinstance(processor, TimmWrapperImageProcessor):
+        processor.save_pretrained(folder)
 
 
 def _architecture(path: str, revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
@@ -172,16 +168,12 @@ def _from_config(config: PreTrainedConfig, trust_remote_code: bool) -> PreTraine
     )
     if isinstance(config, TimmWrapperConfig):
         # The wrapper draws every weight anew with a standard deviation of 0.02: take timm's own initialisation.
-        fresh = timm.create_model(
-            config.architecture, num_classes=config.num_labels, **(config.model_args or {})
-        )
+        fresh = timm.create_model(config.architecture, num_classes=config.num_labels, **(config.model_args or {}))
         model.timm_model.load_state_dict(fresh.state_dict())
     return model
 
 
-def _load_weights(
-    path: str, revision: str | None, trust_remote_code: bool
-) -> tuple[PreTrainedModel, set[str]]:
+def _load_weights(path: str, revision: str | None, trust_remote_code: bool) -> tuple[PreTrainedModel, set[str]]:
     """The model with its own head, and the names of the parameters that its checkpoint lacks."""
     try:
         model, info = AutoModelForImageClassification.from_pretrained(

@@ -11,7 +11,7 @@ from .errors import InputError
 
 
 def logits_of(outputs: object) -> Tensor:
-    """The logits (N, C) in what a model returned: a tensor, an output with `.logits`, or a tuple that begins with them."""
+    """The logits (N, C) in what a model returned: a tensor, an output with `.logits`, a tuple that begins with them."""
     if isinstance(outputs, Tensor):
         return outputs
     return outputs.logits if hasattr(outputs, "logits") else outputs[0]

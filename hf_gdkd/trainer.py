@@ -65,9 +65,7 @@ class GDKDTrainer(Trainer):
         if isinstance(teacher_model, str):
             teacher_model = load_teacher(teacher_model)
         if isinstance(teacher_model, nn.Module):
-            teacher_model = Teacher(
-                teacher_model, dtype=args.teacher_dtype and getattr(torch, args.teacher_dtype)
-            )
+            teacher_model = Teacher(teacher_model, dtype=args.teacher_dtype and getattr(torch, args.teacher_dtype))
         super().__init__(model, args, **kwargs)
         self.teacher = teacher_model and teacher_model.to(args.device)
         if self.teacher is not None:
@@ -110,9 +108,7 @@ class GDKDTrainer(Trainer):
         size = len(student_logits)
         if labels is not None:
             smoothing = self.args.label_smoothing_factor
-            terms["ce"] = F.cross_entropy(
-                student_logits.float(), labels, reduction="sum", label_smoothing=smoothing
-            )
+            terms["ce"] = F.cross_entropy(student_logits.float(), labels, reduction="sum", label_smoothing=smoothing)
             loss = loss + self.args.ce_weight * terms["ce"]
         elif self.args.ce_weight > 0:
             raise InputError("the batch has no labels: give a data set with labels, or set --ce_weight 0.")

@@ -43,9 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark_losses.csv"), help="CSV to write")
     parser.add_argument("--quick", action="store_true", help="two small shapes, few rounds")
-    parser.add_argument(
-        "--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES), help="losses to time"
-    )
+    parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES), help="losses to time")
     parser.add_argument("--rounds", type=int, help="rounds of all losses (default: 200, quick 30)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args()
@@ -123,9 +121,7 @@ def peak_mb(loss: Loss, student: Tensor, teacher: Tensor, labels: Tensor) -> flo
         before = torch.cuda.memory_allocated()
         milliseconds(loss, student, teacher, labels)
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         milliseconds(loss, student, teacher, labels)
     held = peak = 0
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -158,15 +154,11 @@ def provenance(device: str) -> dict[str, str | int]:
 def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def table(rows: list[dict]) -> str:
-    lines = [
-        f"{'loss':<9} {'mode':<9} {'shape':>13} {'ms (p20 .. p80)':>28} {'x plain KD':>20} {'peak MB':>9}"
-    ]
+    lines = [f"{'loss':<9} {'mode':<9} {'shape':>13} {'ms (p20 .. p80)':>28} {'x plain KD':>20} {'peak MB':>9}"]
     for r in rows:
         ms = f"{r['ms_p50']:.3f} ({r['ms_p20']:.3f} .. {r['ms_p80']:.3f})"
         ratio = f"{r['ratio_p50']:.2f} ({r['ratio_p20']:.2f} .. {r['ratio_p80']:.2f})"

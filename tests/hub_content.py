@@ -151,9 +151,7 @@ def timm_files(trained):
     top = {"architecture": "resnet18", "num_classes": 1000, "num_features": 64, "global_pool": "avg"}
     return {
         "config.json": json.dumps(top | {"model_args": args, "pretrained_cfg": config}, indent=2).encode(),
-        "model.safetensors": save(
-            {k: v.contiguous() for k, v in model.state_dict().items()}, {"format": "pt"}
-        ),
+        "model.safetensors": save({k: v.contiguous() for k, v in model.state_dict().items()}, {"format": "pt"}),
         "README.md": card(license="apache-2.0", tags=["timm"], library_name="timm"),
     }
 
@@ -202,9 +200,7 @@ def tiny_datasets(hub):
 def dataset_files():
     """{id: {path: bytes}}."""
     mini = {
-        split: [
-            (encode(picture(i, 10 * k + n)), label) for label, i in enumerate(CLASSES) for n in range(count)
-        ]
+        split: [(encode(picture(i, 10 * k + n)), label) for label, i in enumerate(CLASSES) for n in range(count)]
         for k, (split, count) in enumerate(SPLITS.items())
     }
     full = {
@@ -213,9 +209,7 @@ def dataset_files():
         "test": [(data, -1) for data, _ in mini["test"]],
     }
     folder = {
-        f"{split}/{descriptions()[i].split(',')[0].replace(' ', '_')}/{n}.png": encode(
-            picture(i, 50 + n), "PNG"
-        )
+        f"{split}/{descriptions()[i].split(',')[0].replace(' ', '_')}/{n}.png": encode(picture(i, 50 + n), "PNG")
         for split, numbers in {"train": range(4), "test": range(4, 6)}.items()
         for i in CLASSES[:10]
         for n in numbers

@@ -153,9 +153,7 @@ class Protocol:
         repo = self.repos.get((kind, repo_id))
         if repo is None or (repo.private and (role is None or repo.id.split("/")[0] != self.user)):
             # the Hub does not tell strangers which repositories exist
-            status, message = (
-                (404, "Repository not found") if role else (401, "Invalid username or password.")
-            )
+            status, message = (404, "Repository not found") if role else (401, "Invalid username or password.")
             raise Refusal(status, "RepoNotFound", message)
         return repo
 
@@ -163,9 +161,7 @@ class Protocol:
         if role is None:
             raise Refusal(401, None, "Invalid username or password.")
         if role != "write" or owner != self.user:
-            raise Refusal(
-                403, None, f"You need a write token of {owner}, this one has role {role} of {self.user}"
-            )
+            raise Refusal(403, None, f"You need a write token of {owner}, this one has role {role} of {self.user}")
 
     def do_whoami(self, repo, request):
         if request["role"] is None:
@@ -251,9 +247,7 @@ class Protocol:
                     raise Refusal(404, "EntryNotFound", f"A file with this name doesn't exist: {path}")
                 files = {p: data for p, data in files.items() if p not in gone}
             else:
-                raise Refusal(
-                    400, None, f"cannot commit {key} {path}: unknown, or its LFS object was not uploaded"
-                )
+                raise Refusal(400, None, f"cannot commit {key} {path}: unknown, or its LFS object was not uploaded")
         sha = repo.commit(files, title, rev)
         return {"success": True, "commitOid": sha, "commitUrl": f"{self.url}/{repo.id}/commit/{sha}"}
 
@@ -311,9 +305,7 @@ class Protocol:
     def do_refs(self, repo, request):
         rows = {}
         for key, place, refs in [("branches", "heads", repo.branches), ("tags", "tags", repo.tags)]:
-            rows[key] = [
-                {"name": n, "ref": f"refs/{place}/{n}", "targetCommit": sha} for n, sha in refs.items()
-            ]
+            rows[key] = [{"name": n, "ref": f"refs/{place}/{n}", "targetCommit": sha} for n, sha in refs.items()]
         return rows | {"converts": [], "pullRequests": []}
 
     def do_history(self, repo, request, rev):
@@ -336,13 +328,9 @@ class Protocol:
 
     def do_resolve(self, repo, request, rev, path):
         if repo.gated and request["role"] is None:
-            raise Refusal(
-                401, "GatedRepo", f"Access to {repo.kind[:-1]} {repo.id} is restricted. Please log in."
-            )
+            raise Refusal(401, "GatedRepo", f"Access to {repo.kind[:-1]} {repo.id} is restricted. Please log in.")
         if repo.gated and (repo.kind, repo.id) not in self.accepted:
-            raise Refusal(
-                403, "GatedRepo", f"Access to {repo.id} is restricted: you are not in the authorized list."
-            )
+            raise Refusal(403, "GatedRepo", f"Access to {repo.id} is restricted: you are not in the authorized list.")
         commit = repo.at(rev)
         if path not in commit.files:
             raise Refusal(404, "EntryNotFound", "Entry not found", **{"X-Repo-Commit": commit.sha})

@@ -206,9 +206,7 @@ class Handler(BaseHTTPRequestHandler):
                 after = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
                 raise Refusal(mode, None, BAD_TOKEN if mode == 401 else f"injected status {mode}", **after)
             url = urlsplit(self.path)
-            status, headers, answer = hub.answer(
-                self.command, url.path, parse_qs(url.query), self.headers, body
-            )
+            status, headers, answer = hub.answer(self.command, url.path, parse_qs(url.query), self.headers, body)
         except Refusal as refusal:
             status, headers, answer = refusal.status, refusal.headers, refusal.body
         except (KeyError, TypeError, ValueError) as error:

@@ -18,9 +18,7 @@ MODEL = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 4}
 
 def run(function, home, *args, **variables):
     """Run a function of this file in a fresh process; it asserts, and may print JSON as its last line."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(HERE)!r}); import test_hub_server as t; t.{function}(*{args!r})"
-    )
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import test_hub_server as t; t.{function}(*{args!r})"
     env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
     env |= {"HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **variables}
     return subprocess.run([sys.executable, "-c", code], env=env, text=True, capture_output=True, timeout=120)
@@ -251,9 +249,7 @@ def push_models(hub):
     assert Auto.from_pretrained("tester/student", revision=first).classifier.bias.equal(old)
     assert list(AutoImageProcessor.from_pretrained("tester/student").image_mean) == [0.1, 0.2, 0.3]
     out = Path(os.environ["HF_HOME"], "out")
-    args = TrainingArguments(
-        out, push_to_hub=True, hub_model_id="tester/trained", hub_private_repo=True, use_cpu=True
-    )
+    args = TrainingArguments(out, push_to_hub=True, hub_model_id="tester/trained", hub_private_repo=True, use_cpu=True)
     Trainer(model, args).push_to_hub(dataset="timm/mini-imagenet")
     assert "model.safetensors" in hub.files("models", "tester/trained")
     assert hub.repos["models", "tester/trained"].private
@@ -269,9 +265,7 @@ def load_real_ids(hub):
 
     rows, scores = load_dataset("timm/mini-imagenet", split="validation"), {}
     truth = torch.tensor([CLASSES[label] for label in rows["label"]])
-    for name in [
-        repo_id for kind, repo_id in hub.repos if kind == "models" and not repo_id.startswith("tester")
-    ]:
+    for name in [repo_id for kind, repo_id in hub.repos if kind == "models" and not repo_id.startswith("tester")]:
         model, processor = Auto.from_pretrained(name).eval(), AutoImageProcessor.from_pretrained(name)
         assert model.config.num_labels == 1000
         assert [model.config.id2label[i] for i in range(1000)] == list(descriptions())
@@ -332,9 +326,7 @@ def leak_is_found(hub):
 
     for path in ["notes.txt", "data.bin"]:
         hub.received.clear()
-        HfApi().upload_file(
-            path_or_fileobj=b"x " + hub.token.encode(), path_in_repo=path, repo_id="tester/folder"
-        )
+        HfApi().upload_file(path_or_fileobj=b"x " + hub.token.encode(), path_in_repo=path, repo_id="tester/folder")
         assert hub.token.encode() in hub.everything()
 
 

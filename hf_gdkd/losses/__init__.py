@@ -40,9 +40,7 @@ LOSSES: dict[str, type[DistillationLoss]] = {
 def register_loss(name: str, cls: type[DistillationLoss]) -> None:
     """Make a loss of your own known to `build_loss`; a name that is taken is an InputError."""
     if not (inspect.isclass(cls) and issubclass(cls, DistillationLoss)):
-        raise InputError(
-            f"{cls!r} cannot be registered as {name!r}: expected a subclass of DistillationLoss."
-        )
+        raise InputError(f"{cls!r} cannot be registered as {name!r}: expected a subclass of DistillationLoss.")
     if LOSSES.get(name, cls) is not cls:
         raise InputError(f"the name {name!r} is taken by {LOSSES[name].__name__}: choose another.")
     LOSSES[name] = cls

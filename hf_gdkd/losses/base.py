@@ -36,13 +36,9 @@ class DistillationLoss(nn.Module):
     def check_num_classes(self, num_classes: int) -> None:
         """Raise InputError when this loss cannot work with so many classes; `parts` calls it too."""
         if num_classes < 2:
-            raise InputError(
-                f"logits have {num_classes} class: a distillation loss needs at least 2 classes."
-            )
+            raise InputError(f"logits have {num_classes} class: a distillation loss needs at least 2 classes.")
 
-    def parts(
-        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def parts(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """The unweighted terms by name, T**2 included, in nats where they are divergences.
 
         Args:
@@ -89,9 +85,7 @@ def prepare(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Ten
             f"{tuple(student_logits.shape)}: expected the same; give both models the same "
             "samples, and resize one to the other where they differ in resolution."
         )
-    dtype = torch.promote_types(
-        torch.promote_types(student_logits.dtype, teacher_logits.dtype), torch.float32
-    )
+    dtype = torch.promote_types(torch.promote_types(student_logits.dtype, teacher_logits.dtype), torch.float32)
     return student_logits.to(dtype), teacher_logits.detach().to(dtype)
 
 

@@ -292,8 +292,6 @@ class DKDLoss(DistillationLoss):
         self.standardize = one_of("standardize", standardize, ("none", "global"))
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        groups = (
-            partitions.top_k(teacher, 1) if self.partition == "top1" else partitions.target(labels, teacher)
-        )
+        groups = partitions.top_k(teacher, 1) if self.partition == "top1" else partitions.target(labels, teacher)
         high, low, _ = _terms(student, teacher, groups, self.temperature, standardize=self.standardize)
         return {"tckd": high, "nckd": low[1]}

@@ -18,9 +18,7 @@ class KDLoss(DistillationLoss):
         Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
     """
 
-    def __init__(
-        self, *, temperature: float = 1.0, standardize: str = "none", reduction: str = "mean"
-    ) -> None:
+    def __init__(self, *, temperature: float = 1.0, standardize: str = "none", reduction: str = "mean") -> None:
         super().__init__(reduction=reduction)
         self.temperature = positive("temperature", temperature)
         self.standardize = one_of("standardize", standardize, ("none", "global"))

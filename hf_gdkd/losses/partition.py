@@ -81,9 +81,7 @@ def check_groups(groups: Sequence[Tensor], num_classes: int) -> None:
     """
     if not groups or any(group.shape[-1] == 0 for group in groups):
         raise InputError("a group of classes is empty: give every group at least one class.")
-    index = torch.cat(
-        [g.expand(*torch.broadcast_shapes(*(h.shape[:-1] for h in groups)), -1) for g in groups], -1
-    )
+    index = torch.cat([g.expand(*torch.broadcast_shapes(*(h.shape[:-1] for h in groups)), -1) for g in groups], -1)
     if index.shape[-1] >= num_classes:
         raise InputError(
             f"the groups hold {index.shape[-1]} of {num_classes} classes: leave at least one, the last group "

@@ -29,8 +29,6 @@ def test_golden(case):
     near = {"rel": 1e-5 if loose else 1e-6, "abs": 1e-12}
     assert value.item() == pytest.approx(case["value"], **near)
     assert student.grad.abs().sum().item() == pytest.approx(case["grad_abs_sum"], **near)
-    assert student.grad[0, : len(case["grad_first_row"])].tolist() == pytest.approx(
-        case["grad_first_row"], **near
-    )
+    assert student.grad[0, : len(case["grad_first_row"])].tolist() == pytest.approx(case["grad_first_row"], **near)
     parts = {name: part.mean().item() for name, part in loss.parts(student, teacher, labels).items()}
     assert {name: parts[name] for name in case["parts"]} == pytest.approx(case["parts"], **near)

@@ -116,9 +116,7 @@ def test_gradcheck(name, options):
 
 
 @every_loss
-@pytest.mark.parametrize(
-    "dtype, scale", [(torch.float32, 1e4), (torch.bfloat16, 200), (torch.float16, 200)], ids=str
-)
+@pytest.mark.parametrize("dtype, scale", [(torch.float32, 1e4), (torch.bfloat16, 200), (torch.float16, 200)], ids=str)
 def test_extreme_logits_stay_finite(name, options, dtype, scale):
     g = torch.Generator().manual_seed(0)
     student, teacher = ((2 * torch.rand(2, 8, 12, generator=g) - 1) * scale).to(dtype)

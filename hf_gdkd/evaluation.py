@@ -1,0 +1,48 @@
+"""What a model is worth on a data set: its logits, its numbers, its size and its speed."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+
+from .data import EvalTransform, View, collate
+from .teacher import logits_of
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, rows: Dataset, view: View, *, batch_size: int = 64, device: torch.device | str = "cpu"
+) -> tuple[np.ndarray, np.ndarray | None, float]:
+    """Logits (N, C) of a model over a data set, the labels (N) if there are any, and images a second.
+
+    The time is that of the forward passes alone, the first batch left out where there are several.
+    """
+    model = model.to(device).eval()
+    loader = DataLoader(rows.with_transform(EvalTransform(view)), batch_size, collate_fn=collate)
+    logits, labels, seconds, images = [], [], 0.0, 0
+    for batch in tqdm(loader, desc="evaluating", leave=False):
+        pixels = batch["pixel_values"].to(device)
+        start = time.perf_counter()
+        logits.append(logits_of(model(pixels)).float().cpu().numpy())
+        if len(logits) > 1 or len(loader) == 1:
+            seconds, images = seconds + time.perf_counter() - start, images + len(pixels)
+        if "labels" in batch:
+            labels.append(batch["labels"].numpy())
+    return np.concatenate(logits), np.concatenate(labels) if labels else None, images / seconds
+
+
+@torch.no_grad()
+def size_of(model: nn.Module, view: View) -> dict[str, int]:
+    """`parameters`, and `flops` of one image's forward pass (two for each multiply-add), at the view's size."""
+    parameter = next(model.parameters())
+    pixels = torch.zeros(1, 3, *view.size, dtype=parameter.dtype, device=parameter.device)
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(pixels)
+    return {"parameters": sum(p.numel() for p in model.parameters()), "flops": counter.get_total_flops()}

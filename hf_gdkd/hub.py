@@ -1,0 +1,69 @@
+"""The model card: its metadata and its text, from the template and what the run measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .cli import DistillArguments
+from .config import GDKDConfig
+from .data import Data
+
+PACKAGES = ("hf_gdkd", "torch", "transformers", "datasets", "timm")
+
+
+def write_card(
+    folder: str, script: DistillArguments, args: GDKDConfig, data: Data, metrics: Mapping[str, float]
+) -> None:
+    """Write README.md, the card of the student in `folder`."""
+    name = Path(folder).resolve().name
+    started_from_hub = script.student_init == "pretrained" and not Path(script.student).is_dir()
+    local = data.name == "digits" or Path(data.name).is_dir()
+    dataset = "scikit-learn digits" if data.name == "digits" else Path(data.name).name if local else data.name
+    card_data = ModelCardData(
+        model_name=name,
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "knowledge-distillation", "gdkd"] if script.teacher else ["image-classification"],
+        base_model=script.student if started_from_hub else None,
+        base_model_relation="finetune" if started_from_hub else None,
+        teacher_model=script.teacher,
+        datasets=None if local else [data.name],
+        metrics=["accuracy"],
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=dataset.lower().replace(" ", "-") if local else data.name,
+                dataset_name=dataset,
+                dataset_split=data.eval_split,
+                metric_type="accuracy",
+                metric_name="top-1 accuracy",
+                metric_value=metrics["top1"],
+            )
+        ],
+    )
+    template = files("hf_gdkd.model_cards").joinpath("student.md").read_text(encoding="utf-8")
+    card = ModelCard.from_template(
+        card_data,
+        template_str=template,
+        name=name,
+        repo=args.hub_model_id or folder,
+        student=script.student,
+        pretrained=script.student_init == "pretrained",
+        teacher=script.teacher,
+        loss=args.loss,
+        options=", ".join(f"{key} {value}" for key, value in args.set_loss_options().items()),
+        ce_weight=args.ce_weight,
+        kd_weight=args.kd_weight,
+        dataset=dataset,
+        num_labels=len(data.label_names or []),
+        eval_split=data.eval_split,
+        images=len(data.eval),
+        metrics=metrics,
+        versions={package: version(package) for package in PACKAGES},
+    )
+    card.save(Path(folder, "README.md"))

@@ -1,0 +1,48 @@
+"""What a run leaves beside the student: its recipe, its metrics, the picture of its training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+RECIPE, METRICS, PICTURE = "recipe.yaml", "metrics.json", "training.png"
+
+_NOT_PARTS = {"loss", "epoch", "step", "learning_rate", "grad_norm", "kd_ramp"}
+
+
+def write_recipe(folder: str | Path, recipe: Mapping[str, Any]) -> None:
+    """Write recipe.yaml: `distill.py --config` with it repeats the run."""
+    Path(folder, RECIPE).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+
+
+def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:
+    """Write metrics.json."""
+    Path(folder, METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+def draw_training(folder: str | Path, log_history: Sequence[Mapping[str, float]], title: str) -> None:
+    """Draw training.png: the loss and its parts, and the evaluation accuracy, over epochs."""
+    from matplotlib.figure import Figure
+
+    training = [row for row in log_history if "loss" in row]
+    evaluations = [row for row in log_history if "eval_top1" in row]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = dict.fromkeys(name for row in training for name in row if name not in _NOT_PARTS)
+    for name in ["loss", *names]:
+        rows = [row for row in training if name in row]
+        style = {"color": "black", "linewidth": 2} if name == "loss" else {"linewidth": 1.2}
+        left.plot([row["epoch"] for row in rows], [row[name] for row in rows], label=name, **style)
+    left.set(xlabel="epoch", ylabel="mean over samples", title="loss (weighted total) and its parts (unweighted)")
+    if min((row["loss"] for row in training), default=0) > 0:
+        left.set_yscale("log")
+    left.legend(fontsize=8)
+    right.plot([row["epoch"] for row in evaluations], [100 * row["eval_top1"] for row in evaluations], marker=".")
+    right.set(xlabel="epoch", ylabel="top-1 accuracy, %", title="evaluation")
+    right.grid(alpha=0.3)
+    figure.suptitle(title)
+    figure.savefig(Path(folder, PICTURE), dpi=120)

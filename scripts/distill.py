@@ -1,0 +1,116 @@
+"""Distil a teacher into a smaller student.
+
+    accelerate launch scripts/distill.py --teacher google/vit-base --student deit-tiny --loss gdkd3
+
+Without a teacher, `--loss ce` trains a teacher or a baseline with the same code. Every run leaves a recipe.yaml that
+repeats it: `--config runs/student/recipe.yaml --output_dir runs/again`. Offline, on embedded data: `make demo`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, set_seed
+from transformers.utils import logging as transformers_logging
+
+from hf_gdkd.cli import checkpoint_to_resume, parse, recipe_of, run
+from hf_gdkd.config import GDKDConfig
+from hf_gdkd.data import Data, EvalTransform, TrainTransform, View, check_images, collate, load_data
+from hf_gdkd.evaluation import size_of
+from hf_gdkd.hub import write_card
+from hf_gdkd.labels import match_labels
+from hf_gdkd.metrics import compute_metrics
+from hf_gdkd.models import load_model, load_processor, load_teacher, save_processor
+from hf_gdkd.report import draw_training, write_metrics, write_recipe
+from hf_gdkd.teacher import Teacher
+from hf_gdkd.trainer import GDKDTrainer
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Run once; returns what metrics.json holds."""
+    script, args = parse(argv)
+    checkpoint = checkpoint_to_resume(args, script.overwrite)
+    logging.basicConfig(format="%(message)s")
+    transformers_logging.set_verbosity_error()
+    set_seed(args.seed)
+
+    data = load_data(
+        script.dataset,
+        config=script.dataset_config,
+        train_split=script.train_split,
+        eval_split=script.eval_split,
+        image_column=script.image_column,
+        label_column=script.label_column,
+        revision=script.dataset_revision,
+        seed=args.seed,
+    )
+    for split in (data.train, data.eval):
+        check_images(split, f"data set {data.name}:")
+
+    trust = {"trust_remote_code": script.trust_remote_code}
+    student = load_model(
+        script.student,
+        label_names=data.label_names,
+        init=script.student_init,
+        revision=script.student_revision,
+        **trust,
+    )
+    processor = load_processor(script.student, revision=script.student_revision, **trust)
+    view = View(processor)
+
+    teacher = teacher_view = None
+    if script.teacher is not None:
+        model = load_teacher(script.teacher, revision=script.teacher_revision, **trust)
+        teacher_view = View(load_processor(script.teacher, revision=script.teacher_revision, **trust))
+        teacher = make_teacher(model, view, teacher_view, data, args)
+
+    separate = teacher_view if teacher_view is not None and not view.same_geometry(teacher_view) else None
+    crop_scale = data.crop_scale if script.crop_scale is None else script.crop_scale
+    flip = data.flip if script.flip is None else script.flip
+    trainer = GDKDTrainer(
+        model=student,
+        teacher_model=teacher,
+        args=args,
+        train_dataset=data.train.with_transform(TrainTransform(view, separate, crop_scale=crop_scale, flip=flip)),
+        eval_dataset=data.eval.with_transform(EvalTransform(view)),
+        processing_class=processor,
+        data_collator=collate,
+        compute_metrics=compute_metrics,
+    )
+    training = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    evaluation = trainer.evaluate()
+    trainer.save_model()
+
+    metrics = {key.removeprefix("eval_"): value for key, value in evaluation.items() if key != "epoch"}
+    metrics |= {"epochs": trainer.state.epoch, "train_seconds": training["train_runtime"]}
+    metrics |= size_of(student, view)
+    if trainer.is_world_process_zero():
+        folder, recipe = args.output_dir, recipe_of(script, args)
+        save_processor(processor, folder)
+        write_recipe(folder, recipe)
+        write_metrics(folder, metrics)
+        draw_training(folder, trainer.state.log_history, f"{script.student}, {args.loss}, {data.name}")
+        write_card(folder, script, args, data, metrics)
+        print(f"{folder}: top-1 {metrics['top1']:.2%} on {data.name} ({data.eval_split})")
+    return metrics
+
+
+def make_teacher(model: PreTrainedModel, view: View, teacher_view: View, data: Data, args: GDKDConfig) -> Teacher:
+    """The teacher in the data set's label space; a view that differs in mean and std only is renormalised."""
+    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    columns = match_labels(names, data.label_names, target_name=data.name)
+    renormalize = None
+    if view.same_geometry(teacher_view) and not view.same_normalization(teacher_view):
+        renormalize = view.renormalize_to(teacher_view)
+    return Teacher(
+        model,
+        dtype=args.teacher_dtype and getattr(torch, args.teacher_dtype),
+        columns=None if columns == list(range(len(names))) else torch.tensor(columns),
+        renormalize=renormalize,
+    )
+
+
+if __name__ == "__main__":
+    run(main)
