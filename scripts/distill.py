@@ -8,6 +8,11 @@ repeats it: `--config runs/student/recipe.yaml --output_dir runs/again`. Offline
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # evaluate.py in this folder must not stand in for the library evaluate
+
 import logging
 from collections.abc import Sequence
 
@@ -84,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     trainer.save_model()
 
     metrics = {key.removeprefix("eval_"): value for key, value in evaluation.items() if key != "epoch"}
-    metrics |= {"epochs": trainer.state.epoch, "train_seconds": training["train_runtime"]}
+    seconds = training["train_runtime"]  # evaluations included
+    metrics |= {"epochs": trainer.state.epoch, "ms_per_step": 1000 * seconds / trainer.state.global_step}
     metrics |= size_of(student, view)
     if trainer.is_world_process_zero():
         folder, recipe = args.output_dir, recipe_of(script, args)

@@ -1,0 +1,223 @@
+"""What a step of GDKDTrainer costs beside a hand-written loop and beside a bare Trainer with plain KD.
+
+    python scripts/benchmark_trainer.py
+
+Both sides of a comparison do the same work: the same vision transformers, teacher forward, loss, fused AdamW, linear
+schedule and gradient clipping, on one batch that is already collated on the device, so that no data loading hides a
+difference. Blocks of steps alternate, in random order within a pair, and a ratio is taken within a pair. Timed are
+steps between the ends of two steps, after a warm-up: no set-up, saving or evaluation. Logging is off for both sides
+or every 10 steps for both; only GDKDTrainer logs the parts of the loss. The batch doubles until a hand-written step
+takes the least time of its size. `--quick` takes the two smaller sizes and fewer pairs.
+"""
+
+import argparse
+import csv
+import gc
+import random
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import accelerate
+import torch
+import transformers
+from benchmark_losses import provenance, quantiles
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, ViTConfig
+from transformers import ViTForImageClassification as ViT
+
+from hf_gdkd import GDKDConfig, GDKDTrainer
+from hf_gdkd.losses import build_loss
+
+
+@dataclass
+class Size:
+    """Two vision transformers for images of 32 x 32 and 100 classes, and what a step of theirs takes at least."""
+
+    name: str
+    width: int
+    depth: int
+    least_ms: float
+    steps: int  # of a timed block; a multiple of 10, so that every block logs equally often
+    pairs: int
+
+
+SIZES = [Size("tiny", 64, 2, 3, 100, 60), Size("middle", 192, 4, 30, 20, 24), Size("large", 384, 6, 210, 10, 12)]
+WARM_UP = 3  # steps: the first one makes the optimizer's state
+LEARNING_RATE, MAX_NORM = 1e-5, 1.0
+COLUMNS = "size yardstick loss logging_steps batch width depth steps pairs ms_p50 ms_p20 ms_p80 yardstick_ms_p50"
+COLUMNS += " yardstick_ms_p20 yardstick_ms_p80 ratio_p50 ratio_p20 ratio_p80 bound device hardware threads torch"
+COLUMNS += " transformers accelerate python commit date"
+
+Batch = dict[str, Tensor]
+
+
+class BareTrainer(Trainer):
+    """Plain KD as most people write it: the yardstick."""
+
+    def __init__(self, *args, teacher: nn.Module, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.teacher = teacher
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(inputs["pixel_values"])
+        with torch.no_grad():
+            teacher_logits = self.teacher(inputs["pixel_values"]).logits
+        log_q, p = outputs.logits.log_softmax(-1), teacher_logits.softmax(-1)
+        kd = F.kl_div(log_q, p, reduction="batchmean")
+        loss = 0.5 * F.cross_entropy(outputs.logits, inputs["labels"]) + 0.5 * kd
+        return (loss, outputs) if return_outputs else loss
+
+
+class Clock(TrainerCallback):
+    """Notes the time at the end of the warm-up and at the end of the last step."""
+
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step in (WARM_UP, state.max_steps):
+            self.marks.append(now())
+
+
+def now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def hand_written(student: nn.Module, teacher: nn.Module, batch: Batch, steps: int, logging_steps: int) -> float:
+    """Milliseconds a step of a plain loop with loss gdkd."""
+    student.train()
+    gdkd = build_loss("gdkd")
+    optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1 - i / (WARM_UP + steps))
+    total = torch.zeros((), device=batch["labels"].device)
+    for step in range(1, WARM_UP + steps + 1):
+        logits = student(batch["pixel_values"]).logits
+        with torch.no_grad():
+            teacher_logits = teacher(batch["pixel_values"]).logits
+        loss = F.cross_entropy(logits, batch["labels"]) + gdkd(logits, teacher_logits)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(student.parameters(), MAX_NORM)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        total += loss.detach()
+        if step == WARM_UP:
+            start = now()
+        if logging_steps and step % logging_steps == 0:
+            (total.item(), norm.item())
+            total.zero_()
+    return (now() - start) / steps * 1e3
+
+
+def by_trainer(
+    loss: str | None, student: nn.Module, teacher: nn.Module, batch: Batch, steps: int, logging_steps: int
+) -> float:
+    """Milliseconds a step of GDKDTrainer with this loss; of the bare Trainer when it is None."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = dict(
+            output_dir=folder, max_steps=WARM_UP + steps, per_device_train_batch_size=1, learning_rate=LEARNING_RATE,
+            max_grad_norm=MAX_NORM, optim="adamw_torch_fused", lr_scheduler_type="linear", save_strategy="no",
+            eval_strategy="no", logging_strategy="steps" if logging_steps else "no", logging_steps=logging_steps or 1,
+            logging_first_step=False, report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
+            remove_unused_columns=False,
+        )  # fmt: skip
+        clock = Clock()
+        # One item of the data set is a whole batch.
+        shared = dict(train_dataset=[batch] * options["max_steps"], data_collator=lambda items: items[0])
+        if loss is None:
+            trainer = BareTrainer(student, TrainingArguments(**options), teacher=teacher, callbacks=[clock], **shared)
+        else:
+            trainer = GDKDTrainer(student, teacher, GDKDConfig(loss=loss, **options), callbacks=[clock], **shared)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    start, end = clock.marks
+    return (end - start) / steps * 1e3
+
+
+# Yardstick, its loss, the most that GDKDTrainer may take of its time, and the sizes for which that holds.
+COMPARISONS: list[tuple[str, str, Callable[..., float], float, set[str]]] = [
+    ("hand-written loop", "gdkd", hand_written, 1.05, {"large"}),
+    ("bare Trainer", "kd", partial(by_trainer, None), 1.03, {"tiny", "middle", "large"}),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmark_trainer.csv"), help="CSV to write")
+    parser.add_argument("--quick", action="store_true", help="two smaller sizes, few pairs")
+    args = parser.parse_args()
+
+    transformers.logging.set_verbosity_error()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    about = provenance(device) | {"transformers": transformers.__version__, "accelerate": accelerate.__version__}
+    rows = []
+    for size in SIZES[:2] if args.quick else SIZES:
+        rows += [row | about for row in benchmark(size, max(size.pairs // 4, 5) if args.quick else size.pairs, device)]
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with args.output.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS.split())
+        writer.writeheader()
+        writer.writerows(rows)
+    print(table(rows))
+    print(f"{len(rows)} rows in {args.output}")
+
+
+def benchmark(size: Size, pairs: int, device: str) -> list[dict]:
+    """A row for each comparison, with and without logging."""
+    torch.manual_seed(0)
+    student, teacher = (transformer(size.width, depth).to(device) for depth in (size.depth, 2 * size.depth))
+    teacher.requires_grad_(False).eval()
+    images, labels = torch.randn(8, 3, 32, 32), torch.randint(100, (8,))
+    while True:
+        batch = {"pixel_values": images.to(device), "labels": labels.to(device)}
+        hand_written(student, teacher, batch, 3, 0)
+        if hand_written(student, teacher, batch, 5, 0) >= size.least_ms:
+            break
+        images, labels = torch.cat([images, images]), torch.cat([labels, labels])
+    rows = []
+    for logging_steps in (0, 10):
+        for yardstick, loss, timed, bound, sizes in COMPARISONS:
+            sides = {"ms": partial(by_trainer, loss), "yardstick_ms": timed}
+            times: dict[str, list[float]] = {name: [] for name in sides}
+            for _ in tqdm(range(pairs), f"{size.name}, {yardstick}, log {logging_steps or 'off'}", unit="pair"):
+                for name in random.sample(list(sides), 2):
+                    gc.collect()
+                    times[name].append(sides[name](student, teacher, batch, size.steps, logging_steps))
+            row = {"size": size.name, "yardstick": yardstick, "loss": loss, "logging_steps": logging_steps}
+            row |= {"batch": len(labels), "width": size.width, "depth": size.depth, "steps": size.steps, "pairs": pairs}
+            row |= quantiles("ms", times["ms"]) | quantiles("yardstick_ms", times["yardstick_ms"])
+            row |= quantiles("ratio", [own / other for own, other in zip(*times.values(), strict=True)])
+            rows.append(row | {"bound": bound if size.name in sizes else ""})
+    return rows
+
+
+def transformer(width: int, depth: int) -> ViT:
+    shape = dict(image_size=32, patch_size=4, num_labels=100, num_attention_heads=width // 32)
+    return ViT(ViTConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth, **shape))
+
+
+def table(rows: list[dict]) -> str:
+    lines = [
+        f"{'size':<7} {'yardstick':<18} {'log':>3} {'batch':>5} {'ms':>8} {'its ms':>8} {'ratio':>24} {'bound':>6}"
+    ]
+    for r in rows:
+        ratio = f"{r['ratio_p50']:.3f} ({r['ratio_p20']:.3f} .. {r['ratio_p80']:.3f})"
+        lines.append(
+            f"{r['size']:<7} {r['yardstick']:<18} {r['logging_steps'] or 'off':>3} {r['batch']:>5} {r['ms_p50']:>8.2f} "
+            f"{r['yardstick_ms_p50']:>8.2f} {ratio:>24} {r['bound']:>6}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", message=".*CUDA.*")
+    main()
