@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
+from datasets.exceptions import DatasetsError
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
@@ -38,7 +38,6 @@ class Data:
     label_names: list[str] | None
     flip: bool = True
     crop_scale: float = 0.08
-    splits: list[str] = field(default_factory=list)
 
 
 def load_digits() -> DatasetDict:
@@ -81,30 +80,23 @@ def load_data(
         InputError: no such data set, split or column; labels that are out of range.
     """
     splits = load_digits() if name == "digits" else _load(name, config, revision)
-    if train_split not in splits:
-        raise InputError(f"data set {name} has no split {train_split!r}: choose one of {', '.join(splits)}.")
-    eval_split = eval_split or next((split for split in EVAL_SPLITS if split in splits), None)
-    columns = _find_columns(name, splits[train_split], image_column, label_column)
-    splits = DatasetDict(
-        {split: _rename(rows, *columns) for split, rows in splits.items() if split in (train_split, eval_split)}
-    )
+    eval_split = eval_split or next((s for s in EVAL_SPLITS if s in splits and s != train_split), None)
+    for split in (train_split, eval_split or train_split):
+        if split not in splits:
+            raise InputError(f"data set {name} has no split {split!r}: choose one of {', '.join(splits)}.")
+    image, label = _find_columns(name, splits[train_split], image_column, label_column)
+    splits = DatasetDict({split: _rename(splits[split], image, label) for split in {train_split, eval_split} - {None}})
+    label_names = None
+    if label is not None:
+        splits = _encode_labels(name, splits)
+        label_names = splits[train_split].features["labels"].names
+        for split, rows in splits.items():
+            _check_labels(name, split, rows, len(label_names))
     train = splits[train_split]
-    if columns[1] is not None and not isinstance(train.features["labels"], ClassLabel):
-        splits = splits.class_encode_column("labels")
-        train = splits[train_split]
     if eval_split is None:
-        stratify = "labels" if columns[1] is not None else None
-        halves = train.train_test_split(HELD_OUT, seed=seed, stratify_by_column=stratify)
-        eval_split, splits = f"{train_split} (held-out tenth)", halves
-        train, evaluation = halves["train"], halves["test"]
-    elif eval_split not in splits:
-        raise InputError(f"data set {name} has no split {eval_split!r}: choose one of {', '.join(splits)}.")
+        eval_split, (train, evaluation) = f"{train_split} (held-out tenth)", _hold_out(train, seed)
     else:
         evaluation = splits[eval_split]
-    label_names = train.features["labels"].names if columns[1] is not None else None
-    for split, rows in (("train", train), (eval_split, evaluation)):
-        if label_names is not None:
-            _check_labels(name, split, rows, len(label_names))
     digits = name == "digits"
     return Data(name, train, evaluation, eval_split, label_names, flip=not digits, crop_scale=0.6 if digits else 0.08)
 
@@ -114,8 +106,20 @@ def _load(name: str, config: str | None, revision: str | None) -> DatasetDict:
         raise InputError(f"no folder {name}: give an existing folder of images, an id on the Hub, or digits.")
     try:
         return load_dataset(name, config, revision=revision)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"data set {name} cannot be loaded: {first_sentence(error)}") from error
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        text = str(error.__cause__ or error) if isinstance(error, DatasetsError) else str(error)
+        if "pick one among the available configs" in text:
+            text = f"give --dataset_config, one of {text[text.index('[') + 1 : text.index(']')]}"
+        raise InputError(f"data set {name} cannot be loaded: {first_sentence(ValueError(text))}") from error
+
+
+def _hold_out(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """Nine tenths to train and a tenth to evaluate, stratified unless a class is too small for that."""
+    try:
+        halves = rows.train_test_split(HELD_OUT, seed=seed, stratify_by_column="labels")
+    except ValueError:  # no labels, a class of one image, or more classes than a tenth of the rows
+        halves = rows.train_test_split(HELD_OUT, seed=seed)
+    return halves["train"], halves["test"]
 
 
 def _find_columns(name: str, rows: Dataset, image: str | None, label: str | None) -> tuple[str, str | None]:
@@ -126,7 +130,8 @@ def _find_columns(name: str, rows: Dataset, image: str | None, label: str | None
         image = next((c for c in IMAGE_COLUMNS if c in images), images[0] if len(images) == 1 else None)
     if image not in images:
         raise InputError(
-            f"data set {name} has no image column {image or ''}among its columns {listed}: give --image_column."
+            f"data set {name} has no image column {f'{image} ' if image else ''}among its columns {listed}: "
+            "give --image_column."
         )
     classes = [column for column, feature in rows.features.items() if isinstance(feature, ClassLabel)]
     if label is None:
@@ -147,13 +152,43 @@ def _rename(rows: Dataset, image: str, label: str | None) -> Dataset:
     return rows.rename_columns({image: "image"} if label is None else {image: "image", label: "labels"})
 
 
-def _check_labels(name: str, split: str, rows: Dataset, num_labels: int) -> None:
-    labels = np.asarray(rows.with_format("numpy")["labels"][:])
-    bad = np.flatnonzero((labels < 0) | (labels >= num_labels))
-    if len(bad):
+def _encode_labels(name: str, splits: DatasetDict) -> DatasetDict:
+    """Labels that are text or whole numbers become classes: the values of all splits together, sorted."""
+    feature = next(iter(splits.values())).features["labels"]
+    if isinstance(feature, ClassLabel):
+        return splits
+    dtype = feature.dtype if isinstance(feature, Value) else ""
+    if "string" not in dtype and "int" not in dtype and dtype != "bool":
         raise InputError(
-            f"data set {name}, split {split}: {len(bad)} labels are outside 0 to {num_labels - 1}, the first "
-            f"{labels[bad[0]]} in row {bad[0]}: choose a labelled split or mend the labels."
+            f"data set {name} has labels of type {_kind(feature)}, expected one class, text or whole number an image: "
+            "give --label_column."
+        )
+    values = set()
+    for split, rows in splits.items():
+        labels = rows["labels"][:]
+        _check_rows(name, split, labels, [v is None or ("int" in dtype and v < 0) for v in labels], "no classes")
+        values |= set(labels)
+    values = sorted(values)
+    classes, index = ClassLabel(names=[str(v) for v in values]), {v: i for i, v in enumerate(values)}
+    return DatasetDict(
+        {
+            split: rows.remove_columns("labels").add_column("labels", [index[v] for v in rows["labels"]], classes)
+            for split, rows in splits.items()
+        }
+    )
+
+
+def _check_labels(name: str, split: str, rows: Dataset, num_labels: int) -> None:
+    labels = rows.select_columns("labels").with_format("arrow")[:]["labels"].to_pylist()
+    bad = [v is None or not 0 <= v < num_labels for v in labels]
+    _check_rows(name, split, labels, bad, f"outside 0 to {num_labels - 1}")
+
+
+def _check_rows(name: str, split: str, labels: Sequence[object], bad: Sequence[bool], what: str) -> None:
+    if any(bad):
+        raise InputError(
+            f"data set {name}, split {split}: {sum(bad)} labels are {what}, the first {labels[bad.index(True)]} "
+            f"in row {bad.index(True)}: choose a labelled split or mend the labels."
         )
 
 
@@ -168,9 +203,11 @@ def check_images(rows: Dataset, what: str) -> None:
     for row in tqdm(range(len(rows)), desc=f"checking images ({what})", leave=False, disable=len(rows) < 2000):
         try:
             rows[row]["image"].load()
-        except (OSError, UnidentifiedImageError, SyntaxError, AttributeError) as error:
+        except Exception as error:  # whatever a decoder stumbles on
+            stored = rows.cast_column("image", Image(decode=False))[row]["image"] or {}
+            path = f" ({stored['path']})" if stored.get("path") else ""
             raise InputError(
-                f"{what} image in row {row} cannot be read ({first_sentence(error)[:-1]}): remove or replace it."
+                f"{what} image in row {row}{path} cannot be read ({first_sentence(error)[:-1]}): remove or replace it."
             ) from error
 
 
@@ -187,21 +224,31 @@ class View:
     def __init__(self, processor: BaseImageProcessor) -> None:
         self.processor = processor
         if hasattr(processor, "data_config"):  # timm resizes PIL images, transformers tensors
-            config = processor.data_config
-            self.on_pil = True
-            self.size = tuple(config["input_size"][1:])
+            config, self.on_pil = processor.data_config, True
             self.interpolation = InterpolationMode(config["interpolation"])
-            mean, std, factor = config["mean"], config["std"], 1 / 255
+            self._affine = torch.tensor(config["mean"]).view(3, 1, 1), torch.tensor(config["std"]).view(3, 1, 1)
         else:
             self.on_pil = not isinstance(processor, TorchvisionBackend)
-            self.size = _input_size(processor)
             self.interpolation = InterpolationMode(PILImage.Resampling(processor.resample).name.lower())
-            normalizes, channels = processor.do_normalize, 3
-            mean = processor.image_mean if normalizes else [0.0] * channels
-            std = processor.image_std if normalizes else [1.0] * channels
-            factor = processor.rescale_factor if processor.do_rescale else 1.0
-        self.mean = torch.tensor(mean) / factor
-        self.std = torch.tensor(std) / factor
+            self._affine = None
+        pixels = self.exact([PILImage.new("RGB", (512, 512))])
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise InputError(
+                f"{type(processor).__name__} makes arrays of shape {tuple(pixels.shape[1:])}, expected (3, height, "
+                "width): choose a model that takes whole images of one size."
+            )
+        resizes = getattr(processor, "do_resize", True) or processor.do_center_crop
+        self.size = tuple(pixels.shape[2:]) if resizes else (processor.size.height, processor.size.width)
+        # What the processor does to 8-bit values: pixel = (value - mean) / std, and the order of the channels.
+        black, white, colour = self._normalize(
+            [
+                torch.tensor(c).byte().view(3, 1, 1).expand(3, *self.size)
+                for c in ((0, 0, 0), (255, 255, 255), (0, 100, 200))
+            ]
+        )[:, :, 0, 0]
+        self.std = 255 / (white - black)
+        self.mean = -black * self.std
+        self.channels = (colour * self.std + self.mean).round().tolist()
 
     def exact(self, images: Sequence[PILImage.Image]) -> Tensor:
         """Pixel values (N, 3, H, W) of the image processor run alone."""
@@ -209,31 +256,34 @@ class View:
 
     def squash(self, crops: Sequence[PILImage.Image]) -> Tensor:
         """Pixel values (N, 3, H, W) of crops that are resized to the input size, whatever their shape."""
-        pixels = torch.stack([self._resize(crop) for crop in crops]).float()
-        return pixels.sub_(self.mean.view(3, 1, 1)).div_(self.std.view(3, 1, 1))
+        return self._normalize([self._resize(crop) for crop in crops])
 
     def _resize(self, crop: PILImage.Image) -> Tensor:
         image = crop if self.on_pil else TF.pil_to_tensor(crop)
         image = TF.resize(image, list(self.size), self.interpolation, antialias=True)
         return TF.pil_to_tensor(image) if self.on_pil else image
 
+    def _normalize(self, images: Sequence[Tensor]) -> Tensor:
+        """Pixel values of 8-bit images (3, H, W) that have their final size."""
+        if self._affine is not None:
+            mean, std = self._affine
+            return torch.stack(list(images)).float().div_(255).sub_(mean).div_(std)
+        images = self.processor(
+            list(images), do_resize=False, do_center_crop=False, input_data_format="channels_first", return_tensors="pt"
+        )
+        return images["pixel_values"].float()
+
     def same_geometry(self, other: View) -> bool:
         """Whether the views differ in mean and std at most."""
-        return (self.size, self.interpolation, self.on_pil) == (other.size, other.interpolation, other.on_pil)
+        return all(getattr(self, a) == getattr(other, a) for a in ("size", "interpolation", "on_pil", "channels"))
 
     def same_normalization(self, other: View) -> bool:
         """Whether mean and std are the same."""
-        return torch.equal(self.mean, other.mean) and torch.equal(self.std, other.std)
+        return torch.allclose(self.mean, other.mean, atol=1e-3) and torch.allclose(self.std, other.std)
 
     def renormalize_to(self, other: View) -> tuple[Tensor, Tensor]:
         """(scale, shift), each (3,): other's pixels = own pixels * scale + shift."""
         return self.std / other.std, (self.mean - other.mean) / other.std
-
-
-def _input_size(processor: BaseImageProcessor) -> tuple[int, int]:
-    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    edge = size.get("shortest_edge")
-    return (edge, edge) if edge else (size["height"], size["width"])
 
 
 class TrainTransform:

@@ -43,6 +43,8 @@ def size_of(model: nn.Module, view: View) -> dict[str, int]:
     """`parameters`, and `flops` of one image's forward pass (two for each multiply-add), at the view's size."""
     parameter = next(model.parameters())
     pixels = torch.zeros(1, 3, *view.size, dtype=parameter.dtype, device=parameter.device)
+    training = model.training
     with FlopCounterMode(display=False) as counter:
         model.eval()(pixels)
+    model.train(training)
     return {"parameters": sum(p.numel() for p in model.parameters()), "flops": counter.get_total_flops()}

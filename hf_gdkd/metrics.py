@@ -58,12 +58,13 @@ class Agreement(_LogitsMetric):
 def classification_metrics(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> dict[str, float]:
     """top1, top5 (shares), nll (nats) and ece (share) of logits (N, C) for labels (N)."""
     rows = np.arange(len(labels))
-    # The label's rank: how many classes stand above it. Among equal logits the lower class wins, as in argmax.
+    # The label's rank: how many classes stand above it. Among equal logits the lower class wins, as in argmax; a
+    # row with NaN is wrong.
     own = logits[rows, labels][:, None]
-    rank = (logits > own).sum(-1) + ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None])).sum(-1)
+    rank = (~(logits <= own)).sum(-1) + ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None])).sum(-1)
     log_probs = log_softmax(logits)
     confidence = np.exp(log_probs.max(-1))
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    bin_of = np.minimum((np.nan_to_num(confidence) * bins).astype(int), bins - 1)
     gap = np.bincount(bin_of, weights=confidence - (rank == 0), minlength=bins)
     return {
         "top1": float((rank == 0).mean()),
@@ -75,6 +76,4 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray, bins: int = 1
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """For `Trainer(compute_metrics=...)`: the numbers of `ImageClassification`."""
-    return ImageClassification(keep_in_memory=True).compute(
-        predictions=prediction.predictions, references=prediction.label_ids
-    )
+    return classification_metrics(prediction.predictions.astype(np.float32), prediction.label_ids)

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 
 import timm
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -57,7 +58,11 @@ def resolve_name(name: str) -> str:
         return SHORT_NAMES[name]
     if timm.is_model(name.removeprefix("timm/")):
         architecture = name.removeprefix("timm/")
-        tag = timm.get_pretrained_cfg(architecture).tag
+        try:
+            tag = timm.get_pretrained_cfg(architecture).tag
+        except RuntimeError as error:
+            close = timm.list_pretrained(f"{architecture.split('.')[0]}.*")
+            raise InputError(f"timm has no weights {architecture}: choose one of {', '.join(close)}.") from error
         return f"timm/{architecture}" if "." in architecture or not tag else f"timm/{architecture}.{tag}"
     if name.count("/") == 1 and not name.startswith((".", "~", "/")):
         return name
@@ -81,7 +86,7 @@ def load_model(
 
     Args:
         name: Hub id, short name, timm id, or local folder.
-        num_labels: number of classes, when their names are not known.
+        num_labels: number of classes, when their names are not known; a pretrained head of that size is kept.
         label_names: names of the classes, which become id2label and label2id. A pretrained head keeps the rows of
             the classes that match by name; the other rows are newly initialised, which is said.
         init: "pretrained" loads the weights, "random" takes the architecture only.
@@ -92,15 +97,18 @@ def load_model(
         InputError: no such model, no safetensors weights, or remote code without `trust_remote_code`.
     """
     path = resolve_name(name)
-    if label_names is None and num_labels is not None:
-        label_names = [f"LABEL_{i}" for i in range(num_labels)]
     if init == "random":
         config = _architecture(path, revision, trust_remote_code)
-        return _from_config(_with_labels(config, label_names), trust_remote_code)
+        config = _with_labels(config, _names(config, num_labels, label_names))
+        try:
+            return _from_config(config, trust_remote_code)
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise InputError(f"model {path} cannot be built: {_reason(error)}") from error
     model, missing = _load_weights(path, revision, trust_remote_code)
     if missing:
         logger.warning("%s: newly initialised: %s.", path, ", ".join(sorted(missing)))
-    return model if label_names is None else _fit_head(model, list(label_names), trust_remote_code)
+    names = _names(model.config, num_labels, label_names)
+    return model if names is None else _fit_head(model, names, trust_remote_code)
 
 
 def load_teacher(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -134,7 +142,9 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
     try:
         return AutoImageProcessor.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} has no image processor that can be loaded: {first_sentence(error)}") from error
+        if "Can't load image processor" in str(error):
+            raise InputError(f"{path} has no image processor: give a model with a preprocessor_config.json.") from error
+        raise InputError(f"the image processor of {path} cannot be loaded: {_reason(error)}") from error
 
 
 def save_processor(processor: BaseImageProcessor, folder: str) -> None:
@@ -148,11 +158,31 @@ def _architecture(path: str, revision: str | None, trust_remote_code: bool) -> P
     architecture = path.removeprefix("timm/")
     if not os.path.isdir(path) and path.startswith("timm/") and timm.is_model(architecture):
         pretrained = timm.get_pretrained_cfg(architecture).to_dict()
-        return TimmWrapperConfig(architecture=architecture.split(".")[0], pretrained_cfg=pretrained)
+        config = {"architecture": architecture.split(".")[0], "num_classes": pretrained["num_classes"]}
+        return TimmWrapperConfig.from_dict(config | {"pretrained_cfg": pretrained})
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise InputError(f"model {path} cannot be loaded: {first_sentence(error)}") from error
+        raise InputError(f"model {path} cannot be loaded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a model cannot be loaded, and what to do."""
+    if "trust_remote_code" in str(error):
+        return "it runs code of its own: read that code, then give --trust_remote_code, or choose another model."
+    if "model.safetensors" in str(error):
+        return (
+            "it has no model.safetensors, and pickled weights (pytorch_model.bin) are not read, as they can run code: "
+            "convert them, or take the architecture only (--student_init random)."
+        )
+    return first_sentence(error)
+
+
+def _names(config: PreTrainedConfig, num_labels: int | None, label_names: Sequence[str] | None) -> Sequence[str] | None:
+    """The names that a model's classes shall have; None: those of its config."""
+    if label_names is not None:
+        return list(label_names)
+    return None if num_labels in (None, config.num_labels) else [f"LABEL_{i}" for i in range(num_labels)]
 
 
 def _with_labels(config: PreTrainedConfig, label_names: Sequence[str] | None) -> PreTrainedConfig:
@@ -183,9 +213,16 @@ def _load_weights(path: str, revision: str | None, trust_remote_code: bool) -> t
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"model {path} cannot be loaded: {first_sentence(error)}") from error
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise InputError(f"model {path} cannot be loaded: {_reason(error)}") from error
+    if info["mismatched_keys"]:
+        name, found, wanted = sorted(info["mismatched_keys"])[0]
+        raise InputError(
+            f"model {path}: its config.json does not fit its weights, such as {name} of shape {tuple(found)}, "
+            f"expected {tuple(wanted)}: give the folder that save_pretrained wrote."
+        )
     return model, set(info["missing_keys"])
 
 
