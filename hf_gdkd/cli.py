@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
-from enum import Enum
 from typing import Any, NoReturn
 
 import yaml
@@ -83,14 +83,25 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
     Raises:
         InputError: unknown flags, keys or values.
     """
-    parser = _Parser([DistillArguments, GDKDConfig], prog="distill.py")
+    parser = _Parser([DistillArguments, GDKDConfig], prog="distill.py", allow_abbrev=False)
     parser.add_argument("--config", help="Recipe (yaml or json) whose values the flags override.")
     parser.set_defaults(**TRAINING_DEFAULTS)
     argv = list(sys.argv[1:] if argv is None else argv)
-    recipe, _ = parser.parse_known_args(argv)
-    if recipe.config is not None:
-        parser.set_defaults(**_read_recipe(recipe.config))
-    script, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    flags, unknown = parser.parse_known_args(argv)
+    if flags.config is not None:
+        recipe = _read_recipe(flags.config)
+        parser.set_defaults(**{key: None for key, value in recipe.items() if value is None})
+        argv = _as_flags(recipe) + argv
+        flags, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [option for option in parser._option_string_actions if "-" not in option[2:]]
+        raise InputError(f"unknown argument {unknown[0]}{_close(unknown[0].split('=')[0], known)}")
+    try:
+        script, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    except InputError:
+        raise
+    except ValueError as error:  # what TrainingArguments refuses
+        raise InputError(first_sentence(error)) from error
     if script.student is None:
         raise InputError("no student: give --student (a Hub id, a timm id or a local folder).")
     if script.student_init not in ("pretrained", "random"):
@@ -109,30 +120,44 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
 def _read_recipe(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
-            recipe = yaml.safe_load(file)  # JSON is YAML too
-    except (OSError, yaml.YAMLError) as error:
+            recipe = json.load(file) if path.endswith(".json") else yaml.safe_load(file)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"recipe {path} cannot be read: {first_sentence(error)}") from error
     if not isinstance(recipe, dict):
         raise InputError(f"recipe {path} is no mapping of names to values.")
-    known = [f.name for f in (*fields(DistillArguments), *fields(GDKDConfig))]
+    known = [f.name for f in (*fields(DistillArguments), *fields(GDKDConfig)) if f.init]
     for key in recipe:
         if key not in known:
-            close = get_close_matches(str(key), known, n=1)
-            raise InputError(
-                f"recipe {path} has an unknown key {key!r}{f': did you mean {close[0]}?' if close else '.'}"
-            )
+            raise InputError(f"recipe {path} has an unknown key {key!r}{_close(str(key), known)}")
     return recipe
 
 
+def _close(name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f": did you mean {close[0]}?" if close else "; --help lists the flags."
+
+
+def _as_flags(recipe: Mapping[str, Any]) -> list[str]:
+    """A recipe as flags, so that its values are read and checked as theirs are."""
+    flags: list[str] = []
+    for key, value in recipe.items():
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
+
+
 def recipe_of(script: DistillArguments, args: GDKDConfig) -> dict[str, Any]:
-    """Everything that differs from the libraries' defaults: `--config` with it repeats the run."""
-    recipe: dict[str, Any] = {}
-    for given, default in ((script, DistillArguments()), (args, GDKDConfig(loss=args.loss))):
-        for f in fields(given):
-            value = getattr(given, f.name)
-            if f.name not in UNRECORDED and value != getattr(default, f.name):
-                recipe[f.name] = value.value if isinstance(value, Enum) else value
-    return recipe | {"loss": args.loss, "ce_weight": args.ce_weight, "kd_weight": args.kd_weight}
+    """What differs from the libraries' defaults, and the loss: `--config` with it repeats the run."""
+    given = asdict(script) | args.to_dict()
+    default = asdict(DistillArguments()) | GDKDConfig(loss=args.loss).to_dict()
+    always = ("loss", "ce_weight", "kd_weight", *TRAINING_DEFAULTS)
+    return {
+        name: value
+        for name, value in given.items()
+        if name not in UNRECORDED and (name in always or value != default[name])
+    }
 
 
 def checkpoint_to_resume(args: GDKDConfig, overwrite: bool) -> str | None:
@@ -143,11 +168,13 @@ def checkpoint_to_resume(args: GDKDConfig, overwrite: bool) -> str | None:
             checkpoint to resume from.
     """
     folder, resume = args.output_dir, args.resume_from_checkpoint
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise InputError(f"{folder} is a file: choose another --output_dir.")
     if resume is not None:
-        checkpoint = (
-            get_last_checkpoint(folder) if resume in ("last", "true", "True") and os.path.isdir(folder) else resume
-        )
-        if checkpoint is None or not os.path.isdir(checkpoint):
+        checkpoint = resume
+        if resume in ("last", "true", "True"):
+            checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
+        if checkpoint is None or not os.path.isfile(os.path.join(checkpoint, "trainer_state.json")):
             raise InputError(
                 f"there is no checkpoint to resume from ({resume}) in {folder}: leave --resume_from_checkpoint out."
             )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -91,12 +93,17 @@ class GDKDConfig(TrainingArguments):
         self.ce_weight = default_ce if self.ce_weight is None else self.ce_weight
         self.kd_weight = default_kd if self.kd_weight is None else self.kd_weight
         for name in ("ce_weight", "kd_weight", "kd_warmup_epochs", "kd_skip_epochs"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} is {getattr(self, name)}: give a number that is 0 or more.")
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"{name} is {value}: give a finite number that is 0 or more.")
         if self.teacher_dtype not in (None, *TEACHER_DTYPES):
             raise InputError(f"teacher_dtype is {self.teacher_dtype!r}: choose one of {', '.join(TEACHER_DTYPES)}.")
         self.build_loss()
         super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the Hub token: Trainer pickles its arguments into what it pushes during training."""
+        return self.__dict__ | {"hub_token": None}
 
     def set_loss_options(self) -> dict[str, object]:
         """The loss options that the user set, by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class Teacher:
 
     Args:
         model: image classifier; frozen and set to eval mode here, and cast to `dtype` when that is given.
-        dtype: precision of its forward pass; None keeps the model's own.
+        dtype: precision of its forward pass, also under autocast; None keeps the model's own.
         columns: index (C,) of the teacher's class for each of the student's classes; None when they are the same.
         renormalize: (scale, shift), each of shape (3,): teacher pixels = student pixels * scale + shift, for a
             teacher whose view differs from the student's in mean and std only.
@@ -42,8 +43,9 @@ class Teacher:
         self.model = model.requires_grad_(False).eval()
         if dtype is not None:
             self.model.to(dtype)
+        self.dtype = dtype
         self.columns = columns
-        self.renormalize = renormalize
+        self.renormalize = renormalize and tuple(t.view(3, 1, 1) for t in renormalize)
         self._finite = False
 
     @property
@@ -59,7 +61,7 @@ class Teacher:
         if self.columns is not None:
             self.columns = self.columns.to(device)
         if self.renormalize is not None:
-            self.renormalize = tuple(t.to(device).view(3, 1, 1) for t in self.renormalize)
+            self.renormalize = tuple(t.to(device) for t in self.renormalize)
         return self
 
     @torch.no_grad()
@@ -74,7 +76,8 @@ class Teacher:
             scale, shift = self.renormalize
             pixels = torch.addcmul(shift, pixels, scale)
         parameter = next(self.model.parameters(), pixels)
-        logits = logits_of(self.model(pixels.to(parameter.dtype)))
+        with nullcontext() if self.dtype is None else torch.autocast(pixels.device.type, enabled=False):
+            logits = logits_of(self.model(pixels.to(parameter.dtype)))
         if self.columns is not None:
             logits = logits.index_select(-1, self.columns)
         if not self._finite:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import TrainOutput
 
 from .config import GDKDConfig
 from .errors import InputError
@@ -30,7 +31,7 @@ class GDKDTrainer(Trainer):
     `kd_weight` and the ramp), `kd_ramp`, and the loss's unweighted parts (gdkd, gdkd3: `high`, `low_top`,
     `low_other`; dkd: `tckd`, `nckd`; dist: `inter`, `intra`; mlkd: `mlkd_kd`, `cc`, `bc`).
 
-    Evaluation computes the cross-entropy only and never runs the teacher.
+    The loss of an evaluation is the cross-entropy alone, unweighted; the teacher does not run.
 
     Args:
         model: the student: a transformers or timm image classifier, or any module that maps `pixel_values`
@@ -70,8 +71,9 @@ class GDKDTrainer(Trainer):
         self.teacher = teacher_model and teacher_model.to(args.device)
         if self.teacher is not None:
             self._check_num_labels(getattr(getattr(self.model, "config", None), "num_labels", None))
+        self.label_names = ["labels"]  # Trainer finds none when a plain module's forward takes none
         self._sums: Tensor | None = None
-        self._sum_names: list[str] = []
+        self._steps_per_epoch = 1
 
     def _check_num_labels(self, student: int | None) -> None:
         teacher = self.teacher.num_labels
@@ -82,6 +84,17 @@ class GDKDTrainer(Trainer):
             )
         if (num_labels := student or teacher) is not None:
             self.distillation_loss.check_num_classes(num_labels)
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As Trainer's; what an earlier call left unlogged is not part of this one."""
+        self._sums = None
+        return super().train(*args, **kwargs)
+
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple:
+        """As Trainer's; the optimizer steps of an epoch are kept, for the ramp."""
+        values = super().set_initial_training_values(*args, **kwargs)
+        self._steps_per_epoch = values[1]
+        return values
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -104,19 +117,19 @@ class GDKDTrainer(Trainer):
         labels = inputs.get("labels")
         student_logits = logits_of(model(inputs["pixel_values"]))
         terms: dict[str, Tensor] = {}
-        loss = student_logits.new_zeros((), dtype=torch.float32)
         size = len(student_logits)
         if labels is not None:
             smoothing = self.args.label_smoothing_factor
             terms["ce"] = F.cross_entropy(student_logits.float(), labels, reduction="sum", label_smoothing=smoothing)
-            loss = loss + self.args.ce_weight * terms["ce"]
-        elif self.args.ce_weight > 0:
-            raise InputError("the batch has no labels: give a data set with labels, or set --ce_weight 0.")
+        elif self.args.ce_weight > 0 or self.teacher is None:
+            raise InputError("the batch has no labels: give a data set with labels, or distil with --ce_weight 0.")
         if not model.training:
-            loss = loss / size
+            loss = terms["ce"] / size if terms else student_logits.new_zeros(())
             return (loss, {"logits": student_logits}) if return_outputs else loss
 
-        ramp = self.args.ramp(self.state.epoch or 0.0)
+        loss = self.args.ce_weight * terms["ce"] if terms else 0.0
+        # state.epoch counts micro-batches: where the last is ragged, it depends on how the steps are split.
+        ramp = self.args.ramp(self.state.global_step / self._steps_per_epoch)
         if self.teacher is not None:
             teacher_logits = self.teacher(inputs)
             parts = self.distillation_loss.parts(student_logits, teacher_logits, labels)
@@ -128,24 +141,26 @@ class GDKDTrainer(Trainer):
             loss = loss + ramp * self.args.kd_weight * terms["kd"]
         # Gradients (and logged losses) are averaged over processes, the samples counted over all of them.
         scale = self.accelerator.num_processes / (size if num_items_in_batch is None else num_items_in_batch)
-        self._remember(terms, scale, ramp)
+        self._remember(terms, size, ramp)
         loss = loss * scale
         return (loss, {"logits": student_logits}) if return_outputs else loss
 
-    def _remember(self, terms: dict[str, Tensor], scale: Tensor | float, ramp: float) -> None:
+    def _remember(self, terms: dict[str, Tensor], size: int, ramp: float) -> None:
         """Add this micro-batch's terms to the running sums, on the device, without a synchronisation."""
-        sums = torch.stack([term.detach() for term in terms.values()]) * scale
+        sums = torch.stack([term.detach() for term in terms.values()])
         if self._sums is None:
-            self._first_step, self._sum_names = self.state.global_step, list(terms)
-            self._sums = torch.zeros_like(sums)
+            self._sums, self._sum_names, self._samples = torch.zeros_like(sums), list(terms), 0
         self._sums += sums
+        self._samples += size
         self._ramp = ramp
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As Trainer's, with the parts of the loss beside the total."""
         if "loss" in logs and self._sums is not None:
-            means = self.accelerator.reduce(self._sums, "mean") / (self.state.global_step - self._first_step)
-            logs.update(zip(self._sum_names, means.tolist(), strict=True))
+            *sums, samples = self.accelerator.reduce(
+                torch.cat([self._sums, self._sums.new_tensor([self._samples])]), "sum"
+            ).tolist()
+            logs.update({name: total / samples for name, total in zip(self._sum_names, sums, strict=True)})
             if self.teacher is not None:
                 logs["kd_ramp"] = self._ramp
             self._sums = None
