@@ -85,7 +85,7 @@ def load_data(
         if split not in splits:
             raise InputError(f"data set {name} has no split {split!r}: choose one of {', '.join(splits)}.")
     image, label = _find_columns(name, splits[train_split], image_column, label_column)
-    splits = DatasetDict({split: _rename(splits[split], image, label) for split in {train_split, eval_split} - {None}})
+    splits = DatasetDict({split: _rename(splits[split], image, label) for split in (train_split, eval_split) if split})
     label_names = None
     if label is not None:
         splits = _encode_labels(name, splits)
@@ -172,7 +172,9 @@ def _encode_labels(name: str, splits: DatasetDict) -> DatasetDict:
     classes, index = ClassLabel(names=[str(v) for v in values]), {v: i for i, v in enumerate(values)}
     return DatasetDict(
         {
-            split: rows.remove_columns("labels").add_column("labels", [index[v] for v in rows["labels"]], classes)
+            split: rows.remove_columns("labels").add_column(
+                "labels", [index[v] for v in rows["labels"]], feature=classes
+            )
             for split, rows in splits.items()
         }
     )
@@ -252,7 +254,7 @@ class View:
 
     def exact(self, images: Sequence[PILImage.Image]) -> Tensor:
         """Pixel values (N, 3, H, W) of the image processor run alone."""
-        return self.processor(list(images), return_tensors="pt")["pixel_values"]
+        return self.processor(list(images), return_tensors="pt")["pixel_values"].float()
 
     def squash(self, crops: Sequence[PILImage.Image]) -> Tensor:
         """Pixel values (N, 3, H, W) of crops that are resized to the input size, whatever their shape."""
