@@ -96,6 +96,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
     if unknown:
         known = [option for option in parser._option_string_actions if "-" not in option[2:]]
         raise InputError(f"unknown argument {unknown[0]}{_close(unknown[0].split('=')[0], known)}")
+    if flags.output_dir is None and flags.student is not None:
+        parser.set_defaults(output_dir=os.path.join("runs", f"{os.path.basename(flags.student)}-{flags.loss}"))
     try:
         script, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except InputError:

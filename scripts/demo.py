@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from tqdm.auto import tqdm
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", default="runs/demo", type=Path)
     parser.add_argument("--epochs", help="the same number for every model, to look at the machinery only")
     options = parser.parse_args(argv)
+    torch.set_num_threads(1)  # models this small only get slower with more
     folder, start = options.output_dir, time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.txt", "w", encoding="utf-8") as log:

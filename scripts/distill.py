@@ -37,9 +37,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Run once; returns what metrics.json holds."""
     script, args = parse(argv)
     checkpoint = checkpoint_to_resume(args, script.overwrite)
+    recipe = recipe_of(script, args)
     logging.basicConfig(format="%(message)s")
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     set_seed(args.seed)
+    args.dataloader_pin_memory &= args.device.type != "cpu"
 
     data = load_data(
         script.dataset,
@@ -93,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     metrics |= {"epochs": trainer.state.epoch, "ms_per_step": 1000 * seconds / trainer.state.global_step}
     metrics |= size_of(student, view)
     if trainer.is_world_process_zero():
-        folder, recipe = args.output_dir, recipe_of(script, args)
+        folder = args.output_dir
         save_processor(processor, folder)
         write_recipe(folder, recipe)
         write_metrics(folder, metrics)

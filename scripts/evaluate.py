@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     options = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
     columns = {"image_column": options.image_column, "label_column": options.label_column}
     data = load_data(options.dataset, eval_split=options.split, **columns)
