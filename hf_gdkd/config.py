@@ -40,7 +40,7 @@ def _option(help: str) -> None:
     return field(default=None, metadata={"help": help})
 
 
-@dataclass
+@dataclass(repr=False)  # TrainingArguments' own hides the token
 class GDKDConfig(TrainingArguments):
     """What `GDKDTrainer` needs: every argument of `transformers.TrainingArguments`, and those below.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -67,7 +67,9 @@ class GDKDTrainer(Trainer):
             teacher_model = load_teacher(teacher_model)
         if isinstance(teacher_model, nn.Module):
             teacher_model = Teacher(teacher_model, dtype=args.teacher_dtype and getattr(torch, args.teacher_dtype))
+        smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0  # Trainer's own wants a config
         super().__init__(model, args, **kwargs)
+        args.label_smoothing_factor = smoothing
         self.teacher = teacher_model and teacher_model.to(args.device)
         if self.teacher is not None:
             self._check_num_labels(getattr(getattr(self.model, "config", None), "num_labels", None))
@@ -171,6 +173,25 @@ class GDKDTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             os.remove(os.path.join(output_dir or self.args.output_dir, TRAINING_ARGS_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As Trainer's, which leaves out, with no error, what `save_pretrained` renames (a ViT's weights)."""
+        student = self.model if model is None else model
+        if not isinstance(student, PreTrainedModel) or self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        saved, info = type(student).from_pretrained(
+            resume_from_checkpoint, config=student.config, dtype=student.dtype, output_loading_info=True
+        )
+        if info["missing_keys"]:
+            raise InputError(
+                f"checkpoint {resume_from_checkpoint} is of another model: resume with the same --student."
+            )
+        student.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        if not isinstance(self.model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_best_model()
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
 def _sum_over_samples(term: Tensor, size: int) -> Tensor:

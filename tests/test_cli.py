@@ -1,0 +1,281 @@
+"""Flags and recipes in, arguments out; one sentence and exit code 2 for everything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_gdkd import GDKDConfig
+from hf_gdkd.cli import EXIT_BAD_INPUT, TRAINING_DEFAULTS, checkpoint_to_resume, parse, recipe_of, run
+from hf_gdkd.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+MODELS = ["--teacher", "big", "--student", "small"]
+SECRET = "hf_secretsecretsecret"
+
+
+def write(path, recipe):
+    path.write_text(json.dumps(recipe) if path.suffix == ".json" else yaml.safe_dump(recipe), encoding="utf-8")
+    return str(path)
+
+
+def same(first, second):
+    """Both pairs of arguments, but for where the run is."""
+    for a, b in zip(first, second, strict=True):
+        a, b = (x.to_dict() if isinstance(x, GDKDConfig) else dict(vars(x)) for x in (a, b))
+        for values in (a, b):
+            values.pop("output_dir", None)
+        if a != b:
+            return False
+    return True
+
+
+# Parsing
+
+
+def test_flags():
+    script, args = parse([*MODELS, "--loss", "gdkd3", "--k", "4", "--temperature=2", "--dataset", "digits", "--flip",
+                          "false", "--learning-rate", "1e-3", "--bf16", "false", "--overwrite"])  # fmt: skip
+    assert (script.teacher, script.student, script.dataset) == ("big", "small", "digits")
+    assert script.flip is False and script.overwrite is True and script.crop_scale is None
+    assert (args.loss, args.k, args.temperature, args.learning_rate) == ("gdkd3", 4, 2.0, 1e-3)
+
+
+def test_lists():
+    _, args = parse([*MODELS, "--loss", "mlkd", "--temperatures", "1", "2.5", "--mask_samples", "true"])
+    assert args.temperatures == [1.0, 2.5] and args.mask_samples is True
+
+
+def test_defaults_of_the_script():
+    _, args = parse(MODELS)
+    assert {name: getattr(args, name) for name in TRAINING_DEFAULTS} == TRAINING_DEFAULTS
+    assert args.loss == "gdkd"
+
+
+def test_the_command_line_is_the_default(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["distill.py", *MODELS, "--k", "3"])
+    assert parse()[1].k == 3
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "recipe.yml", "recipe.json"])
+def test_recipe(tmp_path, name):
+    recipe = {"student": "small", "teacher": "big", "loss": "mlkd", "temperatures": [1.0, 3.0], "learning_rate": 0.01,
+              "flip": False, "bf16": False, "lr_scheduler_kwargs": {"num_cycles": 2}, "save_total_limit": None,
+              }  # fmt: skip
+    script, args = parse(["--config", write(tmp_path / name, recipe)])
+    assert (script.student, script.teacher, script.flip) == ("small", "big", False)
+    assert (args.loss, args.temperatures, args.learning_rate) == ("mlkd", [1.0, 3.0], 0.01)
+    assert args.lr_scheduler_kwargs == {"num_cycles": 2} and args.save_total_limit is None
+
+
+def test_numbers_that_yaml_takes_for_words(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("student: small\nteacher: big\nlearning_rate: 1e-3\nweight_decay: -1e-3\n")
+    args = parse([f"--config={path}"])[1]
+    assert (args.learning_rate, args.weight_decay) == (1e-3, -1e-3)
+
+
+def test_flags_override_the_recipe(tmp_path):
+    recipe = write(tmp_path / "r.yaml", {"student": "a", "teacher": "b", "k": 3, "temperature": 2.0, "overwrite": True})
+    for argv in (["--config", recipe, "--k", "4"], ["--k", "4", "--config", recipe]):
+        script, args = parse([*argv, "--student", "c", "--overwrite", "false"])
+        assert (script.student, script.teacher, args.k, args.temperature) == ("c", "b", 4, 2.0)
+        assert script.overwrite is False
+
+
+@pytest.mark.parametrize("argv, said", [
+    (["--loss", "gdkt"], "did you mean 'gdkd'?"),
+    (["--loss", "kd", "--k", "2"], "takes no option 'k'"),
+    (["--k", "many"], "argument --k: invalid int value: 'many'"),
+    (["--k"], "argument --k: expected one argument"),
+    (["--temperature", "0"], "temperature is 0.0"),
+    (["--ce_weight", "-1"], "ce_weight is -1.0"),
+    (["--teecher", "x"], "unknown argument --teecher: did you mean --teacher?"),
+    (["--temp", "3"], "unknown argument --temp"),
+    (["--qqqq=3"], "unknown argument --qqqq=3; --help lists the flags."),
+    (["word"], "unknown argument word"),
+    (["--lr_scheduler_type", "cosin"], "invalid choice: 'cosin'"),
+    (["--flip", "perhaps"], "argument --flip"),
+    (["--student_init", "half"], "student_init is 'half': choose pretrained or random"),
+    (["--crop_scale", "0"], "crop_scale is 0.0"),
+    (["--crop_scale", "1.5"], "crop_scale is 1.5"),
+    (["--loss", "ce"], "loss ce takes no teacher"),
+    (["--load_best_model_at_end", "--eval_strategy", "no"], "load_best_model_at_end"),
+    (["--config"], "argument --config: expected one argument"),
+])  # fmt: skip
+def test_bad_flags(argv, said):
+    with pytest.raises(InputError) as caught:
+        parse([*MODELS, *argv])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("argv, said", [
+    ([], "no student: give --student"),
+    (["--student", "small"], "loss gdkd needs a teacher: give --teacher"),
+])  # fmt: skip
+def test_missing_models(argv, said):
+    with pytest.raises(InputError, match=said):
+        parse(argv)
+
+
+@pytest.mark.parametrize("name, content, said", [
+    ("absent.yaml", None, "cannot be read"),
+    ("list.yaml", b"- a\n- b\n", "is no mapping"),
+    ("empty.yaml", b"", "is no mapping"),
+    ("broken.yaml", b"k: [1\n", "cannot be read"),
+    ("broken.json", b'{"k": ', "cannot be read"),
+    ("binary.yaml", b"\xff\xfe\x00\x80", "cannot be read"),
+    ("object.yaml", b"k: !!python/object/apply:os.system [exit]\n", "cannot be read"),
+    ("typo.yaml", b"temprature: 3\n", "unknown key 'temprature': did you mean temperature?"),
+    ("typo.json", b'{"teecher": "x"}', "unknown key 'teecher': did you mean teacher?"),
+    ("far.yaml", b"qqqq: 3\n", "unknown key 'qqqq'"),
+    ("number.yaml", b"3: 4\n", "unknown key 3"),
+    ("inner.yaml", b"_n_gpu: 2\n", "unknown key '_n_gpu'"),
+    ("word.yaml", b"k: many\n", "argument --k: invalid int value: 'many'"),
+    ("half.yaml", b"k: 2.5\n", "argument --k: invalid int value: '2.5'"),
+    ("many.yaml", b"k: [1, 2]\n", "unknown argument 2"),
+    ("words.yaml", b"loss: mlkd\ntemperatures: [1, x]\n", "argument --temperatures: invalid float value: 'x'"),
+    ("maybe.yaml", b"flip: maybe\n", "argument --flip"),
+    ("option.yaml", b"loss: kd\nk: 2\n", "takes no option 'k'"),
+])  # fmt: skip
+def test_bad_recipes(tmp_path, name, content, said):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        parse([*MODELS, "--config", str(path)])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_recipe_that_is_a_folder(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        parse([*MODELS, "--config", str(tmp_path)])
+
+
+# The recipe of a run
+
+
+@pytest.mark.parametrize("flags", [
+    [],
+    ["--num_train_epochs", "3", "--learning_rate", "5e-5", "--per_device_train_batch_size", "8"],  # the library's own
+    ["--loss", "mlkd", "--temperatures", "1", "2", "--mask_classes", "true"],
+    ["--loss", "dkd", "--partition", "top1", "--beta", "2", "--ce_weight", "0", "--kd_warmup_epochs", "0.5"],
+    ["--dataset", "digits", "--flip", "false", "--crop_scale", "1", "--student_init", "random"],
+    ["--lr_scheduler_type", "constant_with_warmup", "--eval_strategy", "no", "--save_strategy", "no"],
+    ["--optim", "sgd", "--seed", "7", "--lr_scheduler_kwargs", '{"a": 1}', "--report_to", "none"],
+    ["--teacher_revision", "abc", "--teacher_dtype", "bfloat16", "--gradient_accumulation_steps", "4"],
+    ["--accelerator_config", '{"split_batches": true}', "--label_names", "a", "b", "--max_grad_norm", "0"],
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("name", ["recipe.yaml", "recipe.json"])
+def test_recipe_repeats_the_run(tmp_path, name, flags):
+    first = parse([*MODELS, *flags, "--output_dir", str(tmp_path / "a")])
+    recipe = recipe_of(*first)
+    assert recipe["student"] == "small" and "output_dir" not in recipe
+    second = parse(["--config", write(tmp_path / name, recipe), "--output_dir", str(tmp_path / "b")])
+    assert same(first, second)
+    assert recipe_of(*second) == recipe
+
+
+def test_recipe_holds_no_secret_and_no_place(tmp_path):
+    flags = ["--hub_token", SECRET, "--push_to_hub", "--hub_model_id", "me/student", "--overwrite"]
+    recipe = recipe_of(*parse([*MODELS, *flags, "--output_dir", str(tmp_path / "here")]))
+    assert recipe["hub_model_id"] == "me/student"
+    assert not {"hub_token", "push_to_hub", "output_dir", "overwrite", "resume_from_checkpoint"} & recipe.keys()
+    assert SECRET not in str(recipe) and "here" not in str(recipe) and "TOKEN" not in str(recipe)
+
+
+# The output folder
+
+
+def checkpoint(folder, step, state=True):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    if state:
+        (path / "trainer_state.json").write_text("{}")
+    return str(path)
+
+
+def resume(folder, resume_from=None, overwrite=False):
+    return checkpoint_to_resume(GDKDConfig(output_dir=str(folder), resume_from_checkpoint=resume_from), overwrite)
+
+
+def test_a_new_or_empty_folder(tmp_path):
+    assert resume(tmp_path) is None and resume(tmp_path / "absent") is None
+    (tmp_path / "notes.txt").write_text("mine")
+    assert resume(tmp_path) is None
+
+
+@pytest.mark.parametrize("word", ["last", "true", "True"])
+def test_the_last_checkpoint(tmp_path, word):
+    checkpoint(tmp_path, 9)
+    last = checkpoint(tmp_path, 10)
+    assert resume(tmp_path, word) == last
+
+
+def test_a_named_checkpoint(tmp_path):
+    first, _ = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    assert resume(tmp_path, first) == first == resume(tmp_path / "elsewhere", first)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "recipe"])
+def test_a_folder_that_holds_a_run(tmp_path, kind):
+    checkpoint(tmp_path, 9) if kind == "checkpoint" else (tmp_path / "recipe.yaml").write_text("loss: kd")
+    with pytest.raises(InputError, match=r"already holds a run.*--resume_from_checkpoint last.*--overwrite"):
+        resume(tmp_path)
+    assert resume(tmp_path, overwrite=True) is None
+
+
+def test_nothing_to_resume(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    broken = checkpoint(tmp_path / "broken", 1, state=False)
+    (tmp_path / "last").mkdir()  # no checkpoint, for all its name
+    (tmp_path / "empty").mkdir()
+    for folder, word in [("empty", "last"), ("absent", "last"), ("empty", "absent"), ("empty", broken)]:
+        with pytest.raises(InputError, match="there is no checkpoint to resume from"):
+            resume(tmp_path / folder, word)
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError, match="is a file: choose another --output_dir"):
+        resume(tmp_path / "out")
+
+
+# One sentence
+
+
+def test_run_says_one_sentence(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(lambda: parse([*MODELS, "--k", "many"]))
+    out, err = capsys.readouterr()
+    assert caught.value.code == EXIT_BAD_INPUT == 2
+    assert out == "" and err == "error: argument --k: invalid int value: 'many'; --help lists the flags.\n"
+
+
+def test_run_lets_everything_else_through(capsys):
+    assert run(lambda: None) is None
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(lambda: parse(["--help"]))
+    text = " ".join(capsys.readouterr().out.split())
+    assert caught.value.code == 0
+    for flag in ("--student", "--teacher", "--loss", "--kd_warmup_epochs", "--learning_rate", "--config"):
+        assert flag in text
+
+
+def test_the_script_says_one_sentence():
+    command = [sys.executable, str(ROOT / "scripts" / "distill.py"), *MODELS, "--loss", "gdkt"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(lines) == 1 and lines[0].startswith("error: there is no loss 'gdkt': did you mean 'gdkd'?")
