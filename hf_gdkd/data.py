@@ -226,31 +226,26 @@ class View:
     def __init__(self, processor: BaseImageProcessor) -> None:
         self.processor = processor
         if hasattr(processor, "data_config"):  # timm resizes PIL images, transformers tensors
-            config, self.on_pil = processor.data_config, True
-            self.interpolation = InterpolationMode(config["interpolation"])
-            self._affine = torch.tensor(config["mean"]).view(3, 1, 1), torch.tensor(config["std"]).view(3, 1, 1)
+            self.on_pil = True
+            self.interpolation = InterpolationMode(processor.data_config["interpolation"])
         else:
             self.on_pil = not isinstance(processor, TorchvisionBackend)
             self.interpolation = InterpolationMode(PILImage.Resampling(processor.resample).name.lower())
-            self._affine = None
-        pixels = self.exact([PILImage.new("RGB", (512, 512))])
+        # What the processor does to one colour: pixel = (value[channels] - mean) / std, of values from 0 to 255.
+        colours = (0, 0, 0), (255, 255, 255), (0, 100, 200)
+        pixels = self.exact([PILImage.new("RGB", (512, 512), colour) for colour in colours])
         if pixels.ndim != 4 or pixels.shape[1] != 3:
             raise InputError(
                 f"{type(processor).__name__} makes arrays of shape {tuple(pixels.shape[1:])}, expected (3, height, "
                 "width): choose a model that takes whole images of one size."
             )
-        resizes = getattr(processor, "do_resize", True) or processor.do_center_crop
-        self.size = tuple(pixels.shape[2:]) if resizes else (processor.size.height, processor.size.width)
-        # What the processor does to 8-bit values: pixel = (value - mean) / std, and the order of the channels.
-        black, white, colour = self._normalize(
-            [
-                torch.tensor(c).byte().view(3, 1, 1).expand(3, *self.size)
-                for c in ((0, 0, 0), (255, 255, 255), (0, 100, 200))
-            ]
-        )[:, :, 0, 0]
+        height, width = pixels.shape[2:]
+        black, white, colour = pixels[:, :, height // 2, width // 2]
         self.std = 255 / (white - black)
         self.mean = -black * self.std
-        self.channels = (colour * self.std + self.mean).round().tolist()
+        self.channels = ((colour * self.std + self.mean) / 100).round().int().tolist()
+        resizes = getattr(processor, "do_resize", True) or processor.do_center_crop
+        self.size = (height, width) if resizes else (processor.size.height, processor.size.width)
 
     def exact(self, images: Sequence[PILImage.Image]) -> Tensor:
         """Pixel values (N, 3, H, W) of the image processor run alone."""
@@ -258,22 +253,15 @@ class View:
 
     def squash(self, crops: Sequence[PILImage.Image]) -> Tensor:
         """Pixel values (N, 3, H, W) of crops that are resized to the input size, whatever their shape."""
-        return self._normalize([self._resize(crop) for crop in crops])
+        pixels = torch.stack([self._resize(crop) for crop in crops])
+        if self.channels != [0, 1, 2]:
+            pixels = pixels[:, self.channels]
+        return pixels.float().sub_(self.mean.view(3, 1, 1)).div_(self.std.view(3, 1, 1))
 
     def _resize(self, crop: PILImage.Image) -> Tensor:
         image = crop if self.on_pil else TF.pil_to_tensor(crop)
         image = TF.resize(image, list(self.size), self.interpolation, antialias=True)
         return TF.pil_to_tensor(image) if self.on_pil else image
-
-    def _normalize(self, images: Sequence[Tensor]) -> Tensor:
-        """Pixel values of 8-bit images (3, H, W) that have their final size."""
-        if self._affine is not None:
-            mean, std = self._affine
-            return torch.stack(list(images)).float().div_(255).sub_(mean).div_(std)
-        images = self.processor(
-            list(images), do_resize=False, do_center_crop=False, input_data_format="channels_first", return_tensors="pt"
-        )
-        return images["pixel_values"].float()
 
     def same_geometry(self, other: View) -> bool:
         """Whether the views differ in mean and std at most."""
