@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from .cli import DistillArguments
 from .config import GDKDConfig
 from .data import Data
+from .models import resolve_name
 
 PACKAGES = ("hf_gdkd", "torch", "transformers", "datasets", "timm")
 
@@ -21,17 +22,18 @@ def write_card(
 ) -> None:
     """Write README.md, the card of the student in `folder`."""
     name = Path(folder).resolve().name
-    started_from_hub = script.student_init == "pretrained" and not Path(script.student).is_dir()
+    student, teacher = resolve_name(script.student), script.teacher and resolve_name(script.teacher)
+    started_from_hub = script.student_init == "pretrained" and not Path(student).is_dir()
     local = data.name == "digits" or Path(data.name).is_dir()
     dataset = "scikit-learn digits" if data.name == "digits" else Path(data.name).name if local else data.name
     card_data = ModelCardData(
         model_name=name,
         library_name="transformers",
         pipeline_tag="image-classification",
-        tags=["image-classification", "knowledge-distillation", "gdkd"] if script.teacher else ["image-classification"],
-        base_model=script.student if started_from_hub else None,
+        tags=["image-classification", "knowledge-distillation", "gdkd"] if teacher else ["image-classification"],
+        base_model=student if started_from_hub else None,
         base_model_relation="finetune" if started_from_hub else None,
-        teacher_model=script.teacher,
+        teacher_model=teacher,
         datasets=None if local else [data.name],
         metrics=["accuracy"],
         eval_results=[
@@ -52,9 +54,9 @@ def write_card(
         template_str=template,
         name=name,
         repo=args.hub_model_id or folder,
-        student=script.student,
+        student=student,
         pretrained=script.student_init == "pretrained",
-        teacher=script.teacher,
+        teacher=teacher,
         loss=args.loss,
         options=", ".join(f"{key} {value}" for key, value in args.set_loss_options().items()),
         ce_weight=args.ce_weight,

@@ -13,6 +13,7 @@ import sys
 if __name__ == "__main__":
     sys.path.pop(0)  # evaluate.py in this folder must not stand in for the library evaluate
 
+import os
 import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from hf_gdkd.cli import run
 from hf_gdkd.report import PICTURE
 from hf_gdkd.scripts import distill, evaluate
 
-HERE = Path(__file__).parent / "demo"
+HERE = Path(os.path.relpath(Path(__file__).parent / "demo"))
 EPOCHS = {"teacher": "15", "vit": "40", "cnn": "30"}
 LOSSES = ("ce", "kd", "gdkd", "gdkd3")
 RUNS = [("teacher", "ce"), *((student, loss) for student in ("vit", "cnn") for loss in LOSSES)]

@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         save_processor(processor, folder)
         write_recipe(folder, recipe)
         write_metrics(folder, metrics)
-        draw_training(folder, trainer.state.log_history, f"{script.student}, {args.loss}, {data.name}")
+        draw_training(folder, trainer.state.log_history, f"{folder}: {args.loss} on {data.name}")
         write_card(folder, script, args, data, metrics)
         print(f"{folder}: top-1 {metrics['top1']:.2%} on {data.name} ({data.eval_split})")
     return metrics
