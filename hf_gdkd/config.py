@@ -82,6 +82,10 @@ class GDKDConfig(TrainingArguments):
         default=None,
         metadata={"help": f"Teacher's precision: {', '.join(TEACHER_DTYPES)}; unset: as it was loaded."},
     )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Leave NaN and infinite losses out of the log. Off: it synchronises the device each step."},
+    )
     remove_unused_columns: bool = field(
         default=False,
         metadata={"help": "Off: the columns of images are turned into tensors batch by batch, and the teacher "

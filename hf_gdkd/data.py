@@ -1,4 +1,4 @@
-"""Name -> data set, its columns and classes; one crop a sample, seen by student and teacher each in its own way."""
+"""Name -> data set for image classification: its splits, columns, classes and unreadable images."""
 
 from __future__ import annotations
 
@@ -7,16 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
 from datasets.exceptions import DatasetsError
 from PIL import Image as PILImage
-from torch import Tensor
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
-from torchvision.transforms.v2 import functional as TF
 from tqdm.auto import tqdm
-from transformers import BaseImageProcessor
-from transformers.image_processing_backends import TorchvisionBackend
 
 from .errors import InputError, first_sentence
 
@@ -70,11 +64,12 @@ def load_data(
     label_column: str | None = None,
     revision: str | None = None,
     seed: int = 42,
+    require_labels: bool = False,
 ) -> Data:
     """A data set by name: `digits`, an id on the Hub, or a local folder (imagefolder, parquet).
 
     Without `eval_split` the first of validation, valid, val and test is taken; a data set with a train split only
-    has a tenth of it held out, stratified.
+    has a tenth of it held out, stratified. Without labels `label_names` is None, unless `require_labels`.
 
     Raises:
         InputError: no such data set, split or column; labels that are out of range.
@@ -84,7 +79,7 @@ def load_data(
     for split in (train_split, eval_split or train_split):
         if split not in splits:
             raise InputError(f"data set {name} has no split {split!r}: choose one of {', '.join(splits)}.")
-    image, label = _find_columns(name, splits[train_split], image_column, label_column)
+    image, label = _find_columns(name, splits[train_split], image_column, label_column, require_labels)
     splits = DatasetDict({split: _rename(splits[split], image, label) for split in (train_split, eval_split) if split})
     label_names = None
     if label is not None:
@@ -122,7 +117,9 @@ def _hold_out(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     return halves["train"], halves["test"]
 
 
-def _find_columns(name: str, rows: Dataset, image: str | None, label: str | None) -> tuple[str, str | None]:
+def _find_columns(
+    name: str, rows: Dataset, image: str | None, label: str | None, require_labels: bool
+) -> tuple[str, str | None]:
     """The columns that hold images and labels (None: no labels)."""
     listed = ", ".join(f"{column} ({_kind(feature)})" for column, feature in rows.features.items())
     images = [column for column, feature in rows.features.items() if isinstance(feature, Image)]
@@ -136,9 +133,10 @@ def _find_columns(name: str, rows: Dataset, image: str | None, label: str | None
     classes = [column for column, feature in rows.features.items() if isinstance(feature, ClassLabel)]
     if label is None:
         label = next((c for c in LABEL_COLUMNS if c in rows.features), classes[0] if len(classes) == 1 else None)
-    elif label not in rows.features:
+    if label not in rows.features and (label is not None or require_labels):
         raise InputError(
-            f"data set {name} has no label column {label} among its columns {listed}: give --label_column."
+            f"data set {name} has no label column {f'{label} ' if label else ''}among its columns {listed}: "
+            "give --label_column."
         )
     return image, label
 
@@ -211,111 +209,3 @@ def check_images(rows: Dataset, what: str) -> None:
             raise InputError(
                 f"{what} image in row {row}{path} cannot be read ({first_sentence(error)[:-1]}): remove or replace it."
             ) from error
-
-
-class View:
-    """How one model sees an image, as its own image processor says: size, interpolation, mean and std.
-
-    `exact(images)` is the processor itself, with its own resizing and centre crop: what evaluation uses.
-    `squash(crops)` resizes each crop to the model's input size, for training: nothing of the crop is cut off.
-
-    Args:
-        processor: an image processor of transformers, or timm's wrapper.
-    """
-
-    def __init__(self, processor: BaseImageProcessor) -> None:
-        self.processor = processor
-        if hasattr(processor, "data_config"):  # timm resizes PIL images, transformers tensors
-            self.on_pil = True
-            self.interpolation = InterpolationMode(processor.data_config["interpolation"])
-        else:
-            self.on_pil = not isinstance(processor, TorchvisionBackend)
-            self.interpolation = InterpolationMode(PILImage.Resampling(processor.resample).name.lower())
-        # What the processor does to one colour: pixel = (value[channels] - mean) / std, of values from 0 to 255.
-        colours = (0, 0, 0), (255, 255, 255), (0, 100, 200)
-        pixels = self.exact([PILImage.new("RGB", (512, 512), colour) for colour in colours])
-        if pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise InputError(
-                f"{type(processor).__name__} makes arrays of shape {tuple(pixels.shape[1:])}, expected (3, height, "
-                "width): choose a model that takes whole images of one size."
-            )
-        height, width = pixels.shape[2:]
-        black, white, colour = pixels[:, :, height // 2, width // 2]
-        self.std = 255 / (white - black)
-        self.mean = -black * self.std
-        self.channels = ((colour * self.std + self.mean) / 100).round().int().tolist()
-        resizes = getattr(processor, "do_resize", True) or processor.do_center_crop
-        self.size = (height, width) if resizes else (processor.size.height, processor.size.width)
-
-    def exact(self, images: Sequence[PILImage.Image]) -> Tensor:
-        """Pixel values (N, 3, H, W) of the image processor run alone."""
-        return self.processor(list(images), return_tensors="pt")["pixel_values"].float()
-
-    def squash(self, crops: Sequence[PILImage.Image]) -> Tensor:
-        """Pixel values (N, 3, H, W) of crops that are resized to the input size, whatever their shape."""
-        pixels = torch.stack([self._resize(crop) for crop in crops])
-        if self.channels != [0, 1, 2]:
-            pixels = pixels[:, self.channels]
-        return pixels.float().sub_(self.mean.view(3, 1, 1)).div_(self.std.view(3, 1, 1))
-
-    def _resize(self, crop: PILImage.Image) -> Tensor:
-        image = crop if self.on_pil else TF.pil_to_tensor(crop)
-        image = TF.resize(image, list(self.size), self.interpolation, antialias=True)
-        return TF.pil_to_tensor(image) if self.on_pil else image
-
-    def same_geometry(self, other: View) -> bool:
-        """Whether the views differ in mean and std at most."""
-        return all(getattr(self, a) == getattr(other, a) for a in ("size", "interpolation", "on_pil", "channels"))
-
-    def same_normalization(self, other: View) -> bool:
-        """Whether mean and std are the same."""
-        return torch.allclose(self.mean, other.mean, atol=1e-3) and torch.allclose(self.std, other.std)
-
-    def renormalize_to(self, other: View) -> tuple[Tensor, Tensor]:
-        """(scale, shift), each (3,): other's pixels = own pixels * scale + shift."""
-        return self.std / other.std, (self.mean - other.mean) / other.std
-
-
-class TrainTransform:
-    """One random crop and flip a sample, then the student's view of it and, where it differs, the teacher's.
-
-    Args:
-        student: the student's view, in `pixel_values`.
-        teacher: the teacher's, in `teacher_pixel_values`; None when the student's serves both.
-        crop_scale: smallest share of the image's area that a crop keeps; 1 keeps the whole image.
-        flip: flip half of the images from left to right.
-    """
-
-    def __init__(
-        self, student: View, teacher: View | None = None, *, crop_scale: float = 0.08, flip: bool = True
-    ) -> None:
-        self.student, self.teacher, self.scale, self.flip = student, teacher, (crop_scale, 1.0), flip
-
-    def crop(self, image: PILImage.Image) -> PILImage.Image:
-        """The crop, at the image's own resolution, so that each view resizes once."""
-        top, left, height, width = RandomResizedCrop.get_params(image, self.scale, (3 / 4, 4 / 3))
-        crop = TF.crop(image.convert("RGB"), top, left, height, width)
-        return TF.horizontal_flip(crop) if self.flip and torch.rand(()) < 0.5 else crop
-
-    def __call__(self, batch: dict[str, list]) -> dict[str, object]:
-        crops = [self.crop(image) for image in batch["image"]]
-        views = {"pixel_values": self.student.squash(crops)}
-        if self.teacher is not None:
-            views["teacher_pixel_values"] = self.teacher.squash(crops)
-        return views | {key: batch[key] for key in ("labels",) if key in batch}
-
-
-class EvalTransform:
-    """The image as the model's own image processor makes it."""
-
-    def __init__(self, view: View) -> None:
-        self.view = view
-
-    def __call__(self, batch: dict[str, list]) -> dict[str, object]:
-        pixels = {"pixel_values": self.view.exact([image.convert("RGB") for image in batch["image"]])}
-        return pixels | {key: batch[key] for key in ("labels",) if key in batch}
-
-
-def collate(samples: Sequence[dict[str, object]]) -> dict[str, Tensor]:
-    """Stack samples into a batch: pixel_values (N, 3, H, W), labels (N) or soft (N, C), teacher_pixel_values."""
-    return {key: torch.stack([torch.as_tensor(sample[key]) for sample in samples]) for key in samples[0]}

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from .data import EvalTransform, View, collate
 from .teacher import logits_of
+from .views import EvalTransform, View, collate
 
 
 @torch.no_grad()

@@ -4,10 +4,10 @@
 
 Both sides of a comparison do the same work: the same vision transformers, teacher forward, loss, fused AdamW, linear
 schedule and gradient clipping, on one batch that is already collated on the device, so that no data loading hides a
-difference. Blocks of steps alternate, in random order within a pair, and a ratio is taken within a pair. Timed are
-steps between the ends of two steps, after a warm-up: no set-up, saving or evaluation. Logging is off for both sides
-or every 10 steps for both; only GDKDTrainer logs the parts of the loss. The batch doubles until a hand-written step
-takes the least time of its size. `--quick` takes the two smaller sizes and fewer pairs.
+difference. Blocks of steps alternate, in random order within a pair, and a ratio is taken within a pair. Timed is
+from the end of the warm-up's last step to the end of the block's: no set-up, saving or evaluation. Logging is off or
+every 10 steps, for both sides; only GDKDTrainer logs the parts. `--quick`: two smaller sizes, fewer pairs. On a machine
+that does other work, OMP_NUM_THREADS=1: threads that wait for each other measure the other work.
 """
 
 import argparse
@@ -34,8 +34,8 @@ from transformers import ViTForImageClassification as ViT
 from hf_gdkd import GDKDConfig, GDKDTrainer
 from hf_gdkd.losses import build_loss
 
-# Name, width and depth of the student (the teacher is twice as deep), least ms a step, steps of a timed block
-# (a multiple of 10, so that all blocks log equally often).
+# Name, width and depth of the student (the teacher is twice as deep), least ms of a hand-written step (the batch
+# doubles until then), steps of a timed block (a multiple of 10, so that all blocks log equally often).
 SIZES = [("tiny", 64, 2, 3, 50), ("middle", 192, 4, 30, 10), ("large", 384, 6, 210, 10)]
 WARM_UP = 3  # steps: the first one makes the optimizer's state
 MAX_SECONDS = 90  # a size, comparison and way of logging: fewer pairs, but at least 5, when they would take longer
@@ -43,16 +43,13 @@ LEARNING_RATE, MAX_NORM = 1e-5, 1.0
 COLUMNS = "size yardstick loss logging_steps batch width depth steps pairs ms_p50 ms_p20 ms_p80 yardstick_ms_p50"
 COLUMNS += " yardstick_ms_p20 yardstick_ms_p80 ratio_p50 ratio_p20 ratio_p80 bound device hardware threads torch"
 COLUMNS += " transformers accelerate python commit date"
-
 Batch = dict[str, Tensor]
 
 
 class BareTrainer(Trainer):
     """Plain KD as most people write it: the yardstick."""
 
-    def __init__(self, *args, teacher: nn.Module, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.teacher = teacher
+    teacher: nn.Module
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         logits = model(inputs["pixel_values"]).logits
@@ -100,8 +97,7 @@ def hand_written(student: nn.Module, teacher: nn.Module, batch: Batch, steps: in
         if step == WARM_UP:
             start = now()
         if logging_steps and step % logging_steps == 0:
-            (total.item(), norm.item())
-            total.zero_()
+            total *= 0 * (total.item() + norm.item())
     return (now() - start) / steps * 1e3
 
 
@@ -120,7 +116,8 @@ def by_trainer(
         # One item of the data set is a whole batch.
         shared = dict(train_dataset=[batch] * options["max_steps"], data_collator=lambda items: items[0])
         if loss is None:
-            trainer = BareTrainer(student, TrainingArguments(**options), teacher=teacher, callbacks=[clock], **shared)
+            trainer = BareTrainer(student, TrainingArguments(**options), callbacks=[clock], **shared)
+            trainer.teacher = teacher
         else:
             trainer = GDKDTrainer(student, teacher, GDKDConfig(loss=loss, **options), callbacks=[clock], **shared)
         trainer.remove_callback(PrinterCallback)
@@ -154,8 +151,7 @@ def main() -> None:
         writer = csv.DictWriter(file, COLUMNS.split())
         writer.writeheader()
         writer.writerows(rows)
-    print(table(rows))
-    print(f"{len(rows)} rows in {args.output}")
+    print(f"{table(rows)}\n{len(rows)} rows in {args.output}")
 
 
 def benchmark(name: str, width: int, depth: int, least_ms: float, steps: int, pairs: int, device: str) -> list[dict]:
@@ -174,8 +170,7 @@ def benchmark(name: str, width: int, depth: int, least_ms: float, steps: int, pa
     rows = []
     for logging_steps in (0, 10):
         for yardstick, loss, timed, bound, sizes in COMPARISONS:
-            sides = {"ms": partial(by_trainer, loss), "yardstick_ms": timed}
-            times: dict[str, list[float]] = {side: [] for side in sides}
+            sides, times = {"ms": partial(by_trainer, loss), "yardstick_ms": timed}, {"ms": [], "yardstick_ms": []}
             end = time.perf_counter() + MAX_SECONDS
             for i in tqdm(range(pairs), f"{name}, {yardstick}, log {logging_steps or 'off'}", unit="pair"):
                 if i >= 5 and time.perf_counter() > end:
@@ -184,8 +179,8 @@ def benchmark(name: str, width: int, depth: int, least_ms: float, steps: int, pa
                     gc.collect()
                     times[side].append(sides[side](student, teacher, batch, steps, logging_steps))
             ratios = [own / other for own, other in zip(*times.values(), strict=True)]
-            row = {"size": name, "yardstick": yardstick, "loss": loss, "logging_steps": logging_steps}
-            row |= {"batch": len(labels), "width": width, "depth": depth, "steps": steps, "pairs": len(ratios)}
+            row = {"size": name, "yardstick": yardstick, "loss": loss, "logging_steps": logging_steps, "steps": steps}
+            row |= {"batch": len(labels), "width": width, "depth": depth, "pairs": len(ratios)}
             row |= quantiles("ms", times["ms"]) | quantiles("yardstick_ms", times["yardstick_ms"])
             rows.append(row | quantiles("ratio", ratios) | {"bound": bound if name in sizes else ""})
     return rows

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_gdkd.cli import checkpoint_to_resume, parse, recipe_of, run
 from hf_gdkd.config import GDKDConfig
-from hf_gdkd.data import Data, EvalTransform, TrainTransform, View, check_images, collate, load_data
+from hf_gdkd.data import Data, check_images, load_data
 from hf_gdkd.evaluation import size_of
 from hf_gdkd.hub import write_card
 from hf_gdkd.labels import match_labels
@@ -31,6 +31,7 @@ from hf_gdkd.models import load_model, load_processor, load_teacher, save_proces
 from hf_gdkd.report import draw_training, write_metrics, write_recipe
 from hf_gdkd.teacher import Teacher
 from hf_gdkd.trainer import GDKDTrainer
+from hf_gdkd.views import EvalTransform, TrainTransform, View, collate
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         label_column=script.label_column,
         revision=script.dataset_revision,
         seed=args.seed,
+        require_labels=True,
     )
     for split in (data.train, data.eval):
         check_images(split, f"data set {data.name}:")

@@ -24,12 +24,12 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from hf_gdkd.cli import run
-from hf_gdkd.data import Data, View, check_images, load_data
-from hf_gdkd.errors import InputError
+from hf_gdkd.data import Data, check_images, load_data
 from hf_gdkd.evaluation import predict, size_of
 from hf_gdkd.labels import match_labels
 from hf_gdkd.metrics import Agreement, ImageClassification
 from hf_gdkd.models import load_processor, load_teacher
+from hf_gdkd.views import View
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
@@ -52,9 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     transformers_logging.disable_progress_bar()
 
     columns = {"image_column": options.image_column, "label_column": options.label_column}
-    data = load_data(options.dataset, eval_split=options.split, **columns)
-    if data.label_names is None:
-        raise InputError(f"data set {data.name} has no labels to evaluate on: give --label_column.")
+    data = load_data(options.dataset, eval_split=options.split, require_labels=True, **columns)
     check_images(data.eval, f"data set {data.name}:")
 
     logits, numbers = measure(options.model, options.revision, data, options.batch_size, options.device)

@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as TF
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-from hf_gdkd.data import EvalTransform, TrainTransform, View, check_images, collate, load_data
+from hf_gdkd.data import check_images, load_data
 from hf_gdkd.errors import InputError
+from hf_gdkd.views import EvalTransform, TrainTransform, View, collate
 
 
 def picture(seed, size=(24, 20), mode="RGB"):

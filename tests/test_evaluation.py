@@ -10,9 +10,9 @@ from PIL import Image as PILImage
 from torch import nn
 from transformers import ViTImageProcessor
 
-from hf_gdkd.data import View
 from hf_gdkd.evaluation import predict, size_of
 from hf_gdkd.metrics import classification_metrics
+from hf_gdkd.views import View
 
 VIEW = View(ViTImageProcessor(size={"height": 8, "width": 8}))
 
