@@ -1,0 +1,33 @@
+"""Imports point one way, and importing the losses imports torch alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_gdkd
+
+PACKAGE = Path(hf_gdkd.__file__).parent
+ORDER = "errors losses config labels models teacher data views metrics evaluation report cli hub trainer".split()
+
+
+def test_every_module_has_its_place():
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} | {"losses"} == set(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_point_up(name):
+    files = [PACKAGE / f"{name}.py"] if name != "losses" else list((PACKAGE / "losses").glob("*.py"))
+    level = 1 if name != "losses" else 2
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    used = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == level}
+    assert used <= set(ORDER[: ORDER.index(name)])
+
+
+def test_losses_import_neither_transformers_nor_datasets():
+    code = "import sys, hf_gdkd.losses; from hf_gdkd import build_loss; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True).stdout.split()
+    assert "torch" in modules
+    assert not {"transformers", "datasets", "timm", "torchvision"} & set(modules)
