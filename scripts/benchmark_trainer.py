@@ -36,7 +36,7 @@ from hf_gdkd.losses import build_loss
 
 # Name, width and depth of the student (the teacher is twice as deep), least ms of a hand-written step (the batch
 # doubles until then), steps of a timed block (a multiple of 10, so that all blocks log equally often).
-SIZES = [("tiny", 64, 2, 3, 50), ("middle", 192, 4, 30, 10), ("large", 384, 6, 210, 10)]
+SIZES = [("tiny", 64, 1, 3, 50), ("middle", 128, 3, 30, 10), ("large", 192, 6, 210, 10)]
 WARM_UP = 3  # steps: the first one makes the optimizer's state
 MAX_SECONDS = 90  # a size, comparison and way of logging: fewer pairs, but at least 5, when they would take longer
 LEARNING_RATE, MAX_NORM = 1e-5, 1.0
