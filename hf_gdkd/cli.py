@@ -68,6 +68,8 @@ class DistillArguments:
     label_column: str | None = _field(None, "Column of the labels; unset: found by name and type.")
     crop_scale: float | None = _field(None, "Smallest share of an image's area in a random crop; 1: no crop.")
     flip: bool | None = _field(None, "Flip half of the training images; unset: yes, but not digits.")
+    label_map: str | None = _field(None, "File (yaml, json) that maps the data set's classes to the teacher's.")
+    allow_weak_teacher: bool = _field(False, "Distil a teacher whose accuracy is near chance all the same.")
     trust_remote_code: bool = _field(False, "Run model code from the Hub.")
     overwrite: bool = _field(False, "Train anew in an output folder that holds a run.")
 

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from .teacher import logits_of
+from .errors import InputError
+from .teacher import Teacher, logits_of
 from .views import EvalTransform, View, collate
 
 
@@ -36,6 +37,32 @@ def predict(
         if "labels" in batch:
             labels.append(batch["labels"].numpy())
     return np.concatenate(logits), np.concatenate(labels) if labels else None, images / seconds
+
+
+def check_teacher(
+    teacher: Teacher, view: View, rows: Dataset, *, samples: int = 500, allow_weak: bool = False
+) -> float:
+    """Print and return the teacher's top-1 accuracy on a few hundred random samples, seen as its processor says.
+
+    Raises:
+        InputError: it is near chance, less than three standard deviations above 1 / C, and not `allow_weak`.
+    """
+    rows = rows.shuffle(seed=0).select(range(min(samples, len(rows))))
+    device = next(teacher.model.parameters()).device
+    right = 0
+    loader = DataLoader(rows.with_transform(EvalTransform(view)), 64, collate_fn=collate)
+    for batch in tqdm(loader, desc="checking the teacher", leave=False):
+        logits = teacher({"teacher_pixel_values": batch["pixel_values"].to(device)})
+        right += int((logits.argmax(-1).cpu() == batch["labels"]).sum())
+    accuracy, chance = right / len(rows), 1 / logits.shape[-1]
+    print(f"teacher: top-1 {accuracy:.1%} on {len(rows)} samples")
+    if accuracy < chance + 3 * (chance * (1 - chance) / len(rows)) ** 0.5 and not allow_weak:
+        raise InputError(
+            f"the teacher's top-1 accuracy is {accuracy:.1%} on {len(rows)} samples, near chance ({chance:.1%}): its "
+            "classes may stand in another order, its image processor may not be its own, or it never learned such "
+            "images; mend that with --label_map or another --teacher, or distil it with --allow_weak_teacher."
+        )
+    return accuracy
 
 
 @torch.no_grad()

@@ -147,6 +147,14 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
         raise InputError(f"the image processor of {path} cannot be loaded: {_reason(error)}") from error
 
 
+def announce(name: str, model: PreTrainedModel) -> str | None:
+    """Print what a name was resolved to, and return the commit that was loaded; None for a folder."""
+    path, commit = resolve_name(name), getattr(model.config, "_commit_hash", None)
+    if not os.path.isdir(path):
+        print(f"{name} -> {path}{f'@{commit}' if commit else ''}")
+    return commit
+
+
 def save_processor(processor: BaseImageProcessor, folder: str) -> None:
     """Save an image processor beside its model; timm's stands in the model's config.json already."""
     if not isinstance(processor, TimmWrapperImageProcessor):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .errors import InputError
+from .labels import match_labels
+from .views import View
 
 
 def logits_of(outputs: object) -> Tensor:
@@ -48,6 +51,34 @@ class Teacher:
         self.renormalize = renormalize and tuple(t.view(3, 1, 1) for t in renormalize)
         self._finite = False
 
+    @classmethod
+    def matched(
+        cls,
+        model: PreTrainedModel,
+        view: View,
+        student_view: View,
+        label_names: Sequence[str],
+        *,
+        label_map: Mapping[str, str] | None = None,
+        dtype: torch.dtype | None = None,
+        source_name: str = "teacher",
+        target_name: str = "data set",
+    ) -> Teacher:
+        """The teacher in the label space of a data set, fed with the student's pixels where its own view allows.
+
+        Raises:
+            InputError: classes that do not match by name; see `match_labels`, whose last arguments these are.
+        """
+        names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        columns = match_labels(names, label_names, label_map, source_name=source_name, target_name=target_name)
+        alike, same = view.same_geometry(student_view), view.same_normalization(student_view)
+        return cls(
+            model,
+            dtype=dtype,
+            columns=None if columns == list(range(len(names))) else torch.tensor(columns),
+            renormalize=None if same or not alike else student_view.renormalize_to(view),
+        )
+
     @property
     def num_labels(self) -> int | None:
         """Number of classes of its logits; None when the model does not tell."""
@@ -71,8 +102,9 @@ class Teacher:
         Raises:
             InputError: the first batch's logits are not finite.
         """
-        pixels = batch.get("teacher_pixel_values", batch["pixel_values"])
-        if self.renormalize is not None:
+        own = "teacher_pixel_values" in batch
+        pixels = batch["teacher_pixel_values" if own else "pixel_values"]
+        if self.renormalize is not None and not own:
             scale, shift = self.renormalize
             pixels = torch.addcmul(shift, pixels, scale)
         parameter = next(self.model.parameters(), pixels)

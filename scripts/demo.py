@@ -30,7 +30,7 @@ from hf_gdkd.report import PICTURE
 from hf_gdkd.scripts import distill, evaluate
 
 HERE = Path(os.path.relpath(Path(__file__).parent / "demo"))
-EPOCHS = {"teacher": "15", "vit": "40", "cnn": "30"}
+EPOCHS = {"teacher": "15", "vit": "25", "cnn": "20"}
 LOSSES = ("ce", "kd", "gdkd", "gdkd3")
 RUNS = [("teacher", "ce"), *((student, loss) for student in ("vit", "cnn") for loss in LOSSES)]
 SETTINGS = (

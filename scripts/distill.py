@@ -17,17 +17,16 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from hf_gdkd.cli import checkpoint_to_resume, parse, recipe_of, run
-from hf_gdkd.config import GDKDConfig
-from hf_gdkd.data import Data, check_images, load_data
-from hf_gdkd.evaluation import size_of
+from hf_gdkd.data import check_images, load_data
+from hf_gdkd.evaluation import check_teacher, size_of
 from hf_gdkd.hub import write_card
-from hf_gdkd.labels import match_labels
+from hf_gdkd.labels import load_label_map
 from hf_gdkd.metrics import compute_metrics
-from hf_gdkd.models import load_model, load_processor, load_teacher, save_processor
+from hf_gdkd.models import announce, load_model, load_processor, load_teacher, save_processor
 from hf_gdkd.report import draw_training, write_metrics, write_recipe
 from hf_gdkd.teacher import Teacher
 from hf_gdkd.trainer import GDKDTrainer
@@ -38,12 +37,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Run once; returns what metrics.json holds."""
     script, args = parse(argv)
     checkpoint = checkpoint_to_resume(args, script.overwrite)
-    recipe = recipe_of(script, args)
     logging.basicConfig(format="%(message)s")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     set_seed(args.seed)
-    args.dataloader_pin_memory &= args.device.type != "cpu"
 
     data = load_data(
         script.dataset,
@@ -74,8 +71,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if script.teacher is not None:
         model = load_teacher(script.teacher, revision=script.teacher_revision, **trust)
         teacher_view = View(load_processor(script.teacher, revision=script.teacher_revision, **trust))
-        teacher = make_teacher(model, view, teacher_view, data, args)
+        teacher = Teacher.matched(
+            model,
+            teacher_view,
+            view,
+            data.label_names,
+            label_map=script.label_map and load_label_map(script.label_map),
+            dtype=args.teacher_dtype and getattr(torch, args.teacher_dtype),
+            source_name=script.teacher,
+            target_name=data.name,
+        ).to(args.device)
+        check_teacher(teacher, teacher_view, data.eval, allow_weak=script.allow_weak_teacher)
+        script.teacher_revision = announce(script.teacher, model)
+    script.student_revision = announce(script.student, student)
+    recipe = recipe_of(script, args)
 
+    args.dataloader_pin_memory &= args.device.type != "cpu"
     separate = teacher_view if teacher_view is not None and not view.same_geometry(teacher_view) else None
     crop_scale = data.crop_scale if script.crop_scale is None else script.crop_scale
     flip = data.flip if script.flip is None else script.flip
@@ -106,21 +117,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         write_card(folder, script, args, data, metrics)
         print(f"{folder}: top-1 {metrics['top1']:.2%} on {data.name} ({data.eval_split})")
     return metrics
-
-
-def make_teacher(model: PreTrainedModel, view: View, teacher_view: View, data: Data, args: GDKDConfig) -> Teacher:
-    """The teacher in the data set's label space; a view that differs in mean and std only is renormalised."""
-    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    columns = match_labels(names, data.label_names, target_name=data.name)
-    renormalize = None
-    if view.same_geometry(teacher_view) and not view.same_normalization(teacher_view):
-        renormalize = view.renormalize_to(teacher_view)
-    return Teacher(
-        model,
-        dtype=args.teacher_dtype and getattr(torch, args.teacher_dtype),
-        columns=None if columns == list(range(len(names))) else torch.tensor(columns),
-        renormalize=renormalize,
-    )
 
 
 if __name__ == "__main__":

@@ -76,3 +76,22 @@ def test_size_of_leaves_the_mode(training):
     model = network().train(training)
     size_of(model, VIEW)
     assert model.training is training
+
+
+def test_a_teacher_near_chance_is_refused_unless_allowed():
+    data = load_data("digits")
+    processor = ViTImageProcessor(size={"height": 8, "width": 8}, do_resize=True)
+    view = View(processor)
+
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.arange(10.0))
+
+        def forward(self, pixel_values):
+            return self.bias.expand(len(pixel_values), -1)
+
+    teacher = Teacher(Constant())
+    with pytest.raises(InputError, match=r"top-1 accuracy is \d+\.\d% on 360 samples, near chance \(10\.0%\).*label_map"):
+        check_teacher(teacher, view, data.eval)
+    assert check_teacher(teacher, view, data.eval, allow_weak=True) == pytest.approx(0.1, abs=0.05)
