@@ -129,7 +129,9 @@ class GDKDTrainer(Trainer):
             loss = terms["ce"] / size if terms else student_logits.new_zeros(())
             return (loss, {"logits": student_logits}) if return_outputs else loss
 
-        loss = self.args.ce_weight * terms["ce"] if terms else 0.0
+        # Gradients (and logged losses) are averaged over processes, the samples counted over all of them.
+        scale = self.accelerator.num_processes / (size if num_items_in_batch is None else num_items_in_batch)
+        loss = terms["ce"] * (self.args.ce_weight * scale) if terms else 0.0
         # state.epoch counts micro-batches: where the last is ragged, it depends on how the steps are split.
         ramp = self.args.ramp(self.state.global_step / self._steps_per_epoch)
         if self.teacher is not None:
@@ -140,11 +142,8 @@ class GDKDTrainer(Trainer):
                 for name, part in parts.items():
                     name = f"{self.args.loss}_kd" if name == "kd" else name
                     terms[name] = _sum_over_samples(part.detach(), size)
-            loss = loss + ramp * self.args.kd_weight * terms["kd"]
-        # Gradients (and logged losses) are averaged over processes, the samples counted over all of them.
-        scale = self.accelerator.num_processes / (size if num_items_in_batch is None else num_items_in_batch)
+            loss = loss + terms["kd"] * (ramp * self.args.kd_weight * scale)
         self._remember(terms, size, ramp)
-        loss = loss * scale
         return (loss, {"logits": student_logits}) if return_outputs else loss
 
     def _remember(self, terms: dict[str, Tensor], size: int, ramp: float) -> None:

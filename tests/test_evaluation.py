@@ -10,8 +10,11 @@ from PIL import Image as PILImage
 from torch import nn
 from transformers import ViTImageProcessor
 
-from hf_gdkd.evaluation import predict, size_of
+from hf_gdkd.data import load_data
+from hf_gdkd.errors import InputError
+from hf_gdkd.evaluation import check_teacher, predict, size_of
 from hf_gdkd.metrics import classification_metrics
+from hf_gdkd.teacher import Teacher
 from hf_gdkd.views import View
 
 VIEW = View(ViTImageProcessor(size={"height": 8, "width": 8}))
@@ -80,8 +83,6 @@ def test_size_of_leaves_the_mode(training):
 
 def test_a_teacher_near_chance_is_refused_unless_allowed():
     data = load_data("digits")
-    processor = ViTImageProcessor(size={"height": 8, "width": 8}, do_resize=True)
-    view = View(processor)
 
     class Constant(nn.Module):
         def __init__(self):
@@ -92,6 +93,8 @@ def test_a_teacher_near_chance_is_refused_unless_allowed():
             return self.bias.expand(len(pixel_values), -1)
 
     teacher = Teacher(Constant())
-    with pytest.raises(InputError, match=r"top-1 accuracy is \d+\.\d% on 360 samples, near chance \(10\.0%\).*label_map"):
-        check_teacher(teacher, view, data.eval)
-    assert check_teacher(teacher, view, data.eval, allow_weak=True) == pytest.approx(0.1, abs=0.05)
+    with pytest.raises(
+        InputError, match=r"top-1 accuracy is \d+\.\d% on 360 samples, near chance \(10\.0%\).*label_map"
+    ):
+        check_teacher(teacher, VIEW, data.eval)
+    assert check_teacher(teacher, VIEW, data.eval, allow_weak=True) == pytest.approx(0.1, abs=0.05)
