@@ -14,6 +14,7 @@ from .config import GDKDConfig
 from .data import Data
 from .models import resolve_name
 
+WEIGHTS = ("w0", "w1", "w2", "alpha", "beta", "gamma")
 PACKAGES = ("hf_gdkd", "torch", "transformers", "datasets", "timm")
 
 
@@ -48,6 +49,8 @@ def write_card(
             )
         ],
     )
+    distillation_loss = args.build_loss()
+    weights = distillation_loss.weights if distillation_loss is not None else {}
     template = files("hf_gdkd.model_cards").joinpath("student.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(
         card_data,
@@ -58,7 +61,8 @@ def write_card(
         pretrained=script.student_init == "pretrained",
         teacher=teacher,
         loss=args.loss,
-        options=", ".join(f"{key} {value}" for key, value in args.set_loss_options().items()),
+        loss_terms=" + ".join(f"{weight:g} × {part}" for part, weight in weights.items()),
+        options=", ".join(f"{key} {value}" for key, value in args.set_loss_options().items() if key not in WEIGHTS),
         ce_weight=args.ce_weight,
         kd_weight=args.kd_weight,
         dataset=dataset,
