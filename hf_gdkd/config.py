@@ -82,6 +82,10 @@ class GDKDConfig(TrainingArguments):
         default=None,
         metadata={"help": f"Teacher's precision: {', '.join(TEACHER_DTYPES)}; unset: as it was loaded."},
     )
+    hub_strategy: str = field(
+        default="end",
+        metadata={"help": "When to push: end, with the card; every_save, checkpoint, all_checkpoints: as in Trainer."},
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "Leave NaN and infinite losses out of the log. Off: it synchronises the device each step."},

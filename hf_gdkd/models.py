@@ -21,6 +21,7 @@ from transformers import (
     TimmWrapperConfig,
 )
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+from transformers.utils.hub import resolve_revision
 
 from .errors import InputError, first_sentence
 from .labels import matching_rows
@@ -147,11 +148,17 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
         raise InputError(f"the image processor of {path} cannot be loaded: {_reason(error)}") from error
 
 
-def announce(name: str, model: PreTrainedModel) -> str | None:
-    """Print what a name was resolved to, and return the commit that was loaded; None for a folder."""
-    path, commit = resolve_name(name), getattr(model.config, "_commit_hash", None)
-    if not os.path.isdir(path):
-        print(f"{name} -> {path}{f'@{commit}' if commit else ''}")
+def pin_revision(name: str, revision: str | None) -> str | None:
+    """The commit that a revision of a model on the Hub stands for now, printed with the full id; as given for a folder.
+
+    What cannot be resolved (no network, no such model) stays as it is: loading then says what is wrong.
+    """
+    path = resolve_name(name)
+    if os.path.isdir(path):
+        return revision
+    resolved = resolve_revision(path, revision)
+    commit = getattr(resolved, "resolved", revision)
+    print(f"{name} -> {path}{f'@{commit}' if commit else ''}")
     return commit
 
 

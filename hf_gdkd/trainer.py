@@ -173,6 +173,11 @@ class GDKDTrainer(Trainer):
         if self.args.should_save:
             os.remove(os.path.join(output_dir or self.args.output_dir, TRAINING_ARGS_NAME))
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer's, unless a card is there already, such as the one that the scripts write."""
+        if not os.path.isfile(os.path.join(self.args.output_dir, "README.md")):
+            super().create_model_card(*args, **kwargs)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """As Trainer's, which leaves out, with no error, what `save_pretrained` renames (a ViT's weights)."""
         student = self.model if model is None else model

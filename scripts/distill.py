@@ -26,7 +26,7 @@ from hf_gdkd.evaluation import check_teacher, size_of
 from hf_gdkd.hub import write_card
 from hf_gdkd.labels import load_label_map
 from hf_gdkd.metrics import compute_metrics
-from hf_gdkd.models import announce, load_model, load_processor, load_teacher, save_processor
+from hf_gdkd.models import load_model, load_processor, load_teacher, pin_revision, save_processor
 from hf_gdkd.report import draw_training, write_metrics, write_recipe
 from hf_gdkd.teacher import Teacher
 from hf_gdkd.trainer import GDKDTrainer
@@ -56,6 +56,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     for split in (data.train, data.eval):
         check_images(split, f"data set {data.name}:")
 
+    if script.student_init == "pretrained":
+        script.student_revision = pin_revision(script.student, script.student_revision)
+    if script.teacher is not None:
+        script.teacher_revision = pin_revision(script.teacher, script.teacher_revision)
+    recipe = recipe_of(script, args)
+
     trust = {"trust_remote_code": script.trust_remote_code}
     student = load_model(
         script.student,
@@ -82,10 +88,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             target_name=data.name,
         ).to(args.device)
         check_teacher(teacher, teacher_view, data.eval, allow_weak=script.allow_weak_teacher)
-        script.teacher_revision = announce(script.teacher, model)
-    script.student_revision = announce(script.student, student)
-    recipe = recipe_of(script, args)
-
     args.dataloader_pin_memory &= args.device.type != "cpu"
     separate = teacher_view if teacher_view is not None and not view.same_geometry(teacher_view) else None
     crop_scale = data.crop_scale if script.crop_scale is None else script.crop_scale
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     )
     training = trainer.train(resume_from_checkpoint=checkpoint).metrics
     evaluation = trainer.evaluate()
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # nothing is pushed before the card is written
 
     metrics = {key.removeprefix("eval_"): value for key, value in evaluation.items() if key != "epoch"}
     seconds = training["train_runtime"]  # evaluations included
@@ -116,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         draw_training(folder, trainer.state.log_history, f"{folder}: {args.loss} on {data.name}")
         write_card(folder, script, args, data, metrics)
         print(f"{folder}: top-1 {metrics['top1']:.2%} on {data.name} ({data.eval_split})")
+    if args.push_to_hub:
+        trainer.push_to_hub()
     return metrics
 
 

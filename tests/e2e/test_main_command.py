@@ -1,4 +1,4 @@
-"""The literal main command against a local Hub: real ids, the real architectures in small."""
+"""The literal main command against a local Hub: real ids, the real architectures in small; and a push."""
 
 import json
 import os
@@ -6,25 +6,60 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from hub_content import tiny_datasets, tiny_models
 from hub_server import HubServer
 
 ROOT = Path(__file__).parents[2]
 COMMAND = "accelerate launch scripts/distill.py --teacher google/vit-base --student deit-tiny --loss gdkd3"
+PUSH = "--num_train_epochs 1 --output_dir runs/pushed --push_to_hub --hub_model_id tester/student"
 
 
-def test_the_literal_command(tmp_path):
-    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        tiny_models(server)
+        tiny_datasets(server)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("main")
+    (folder / "scripts").symlink_to(ROOT / "scripts")
+    return folder
+
+
+def run(words: list[str], folder: Path, hub: HubServer, home: str) -> subprocess.CompletedProcess:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with HubServer() as hub:
-        tiny_models(hub)
-        tiny_datasets(hub)
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **hub.env(home=tmp_path / "home")}
-        done = subprocess.run(COMMAND.split(), cwd=tmp_path, env=env, text=True, capture_output=True, timeout=300)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **hub.env(home=folder / home)}
+    done = subprocess.run(words, cwd=folder, env=env, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    student = tmp_path / "runs/deit-tiny-gdkd3"
+    return done
+
+
+def test_the_literal_command(folder, hub):
+    done = run(COMMAND.split(), folder, hub, "home")
+    assert "google/vit-base -> google/vit-base-patch16-224@" in done.stdout
+    student = folder / "runs/deit-tiny-gdkd3"
     metrics = json.loads((student / "metrics.json").read_text())
     assert metrics["top1"] > 0.5
     config = json.loads((student / "config.json").read_text())
     assert len(config["id2label"]) == 100
-    assert "facebook/deit-tiny-patch16-224" in (student / "README.md").read_text()
+    assert "base_model: facebook/deit-tiny-patch16-224" in (student / "README.md").read_text()
+
+
+def test_a_push_holds_what_a_user_needs_and_no_token(folder, hub):
+    run([*COMMAND.split(), *PUSH.split()], folder, hub, "home")
+    files = hub.files("models", "tester/student")
+    assert set(files) - {".gitattributes"} == {
+        "README.md", "config.json", "metrics.json", "model.safetensors",
+        "preprocessor_config.json", "recipe.yaml", "training.png",
+    }  # fmt: skip
+    assert hub.token.encode() not in hub.everything()
+    assert files["README.md"] == (folder / "runs/pushed/README.md").read_bytes()
+    code = (
+        "from transformers import AutoModelForImageClassification as Model; "
+        "print(Model.from_pretrained('tester/student').num_labels)"
+    )
+    assert run([sys.executable, "-c", code], folder, hub, "empty").stdout.split() == ["100"]
