@@ -138,13 +138,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark_trainer.csv"), help="CSV to write")
     parser.add_argument("--quick", action="store_true", help="two smaller sizes, few pairs")
     parser.add_argument("--pairs", type=int, help="pairs of blocks of a comparison (default: 40, quick 10)")
+    names = [size[0] for size in SIZES]
+    parser.add_argument("--sizes", nargs="+", choices=names, help="default: all, quick: tiny and middle")
     args = parser.parse_args()
 
     transformers.logging.set_verbosity_error()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     about = provenance(device) | {"transformers": transformers.__version__, "accelerate": accelerate.__version__}
     rows = []
-    for size in SIZES[:2] if args.quick else SIZES:
+    sizes = args.sizes or (names[:2] if args.quick else names)
+    for size in (size for size in SIZES if size[0] in sizes):
         rows += [row | about for row in benchmark(*size, args.pairs or (10 if args.quick else 40), device)]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with args.output.open("w", newline="") as file:
