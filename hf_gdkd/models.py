@@ -148,6 +148,11 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
         raise InputError(f"the image processor of {path} cannot be loaded: {_reason(error)}") from error
 
 
+def class_names(model: PreTrainedModel) -> list[str]:
+    """The names of a model's classes, in the order of its logits."""
+    return [model.config.id2label[i] for i in range(model.config.num_labels)]
+
+
 def pin_revision(name: str, revision: str | None) -> str | None:
     """The commit that a revision of a model on the Hub stands for now, printed with the full id; as given for a folder.
 
@@ -243,7 +248,7 @@ def _load_weights(path: str, revision: str | None, trust_remote_code: bool) -> t
 
 def _fit_head(model: PreTrainedModel, label_names: list[str], trust_remote_code: bool) -> PreTrainedModel:
     """The model with one output a class: rows of its head that match by name are kept."""
-    old_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    old_names = class_names(model)
     if old_names == label_names:
         return model
     config = _with_labels(copy.deepcopy(model.config), label_names)

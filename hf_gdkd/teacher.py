@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from .errors import InputError
 from .labels import match_labels
+from .models import class_names
 from .views import View
 
 
@@ -69,7 +70,7 @@ class Teacher:
         Raises:
             InputError: classes that do not match by name; see `match_labels`, whose last arguments these are.
         """
-        names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        names = class_names(model)
         columns = match_labels(names, label_names, label_map, source_name=source_name, target_name=target_name)
         alike, same = view.same_geometry(student_view), view.same_normalization(student_view)
         return cls(

@@ -28,7 +28,7 @@ from hf_gdkd.data import Data, check_images, load_data
 from hf_gdkd.evaluation import predict, size_of
 from hf_gdkd.labels import match_labels
 from hf_gdkd.metrics import Agreement, ImageClassification
-from hf_gdkd.models import load_processor, load_teacher
+from hf_gdkd.models import class_names, load_processor, load_teacher
 from hf_gdkd.views import View
 
 
@@ -79,8 +79,7 @@ def measure(
     """Logits in the data set's label space, and the numbers of one model."""
     model, view = load_teacher(name, revision=revision), View(load_processor(name, revision=revision))
     logits, labels, speed = predict(model, data.eval, view, batch_size=batch_size, device=device)
-    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    logits = logits[:, match_labels(names, data.label_names, source_name=name, target_name=data.name)]
+    logits = logits[:, match_labels(class_names(model), data.label_names, source_name=name, target_name=data.name)]
     numbers = ImageClassification(keep_in_memory=True).compute(predictions=logits, references=labels)
     return logits, numbers | size_of(model, view) | {"images_per_second": speed}
 
