@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +73,9 @@ class GDKDConfig(TrainingArguments):
     mask_classes: bool | None = _option("Only classes of which the teacher is least sure (mlkd).")
     ce_weight: float | None = _option("Weight of the cross-entropy; unset: the recipe of the loss.")
     kd_weight: float | None = _option("Weight of the distillation loss; unset: the recipe of the loss.")
+    class_weights: list[float] | None = _option(
+        "Weight of each class in the cross-entropy, which stays a mean over samples; unset: 1 for all."
+    )
     kd_warmup_epochs: float = field(
         default=0.0, metadata={"help": "Epochs over which the distillation weight grows from 0; 0: at once."}
     )
@@ -100,14 +104,23 @@ class GDKDConfig(TrainingArguments):
         default_ce, default_kd = LOSS_WEIGHTS.get(self.loss, (1.0, 1.0))
         self.ce_weight = default_ce if self.ce_weight is None else self.ce_weight
         self.kd_weight = default_kd if self.kd_weight is None else self.kd_weight
-        for name in ("ce_weight", "kd_weight", "kd_warmup_epochs", "kd_skip_epochs"):
-            value = getattr(self, name)
+        numbers = {
+            name: getattr(self, name) for name in ("ce_weight", "kd_weight", "kd_warmup_epochs", "kd_skip_epochs")
+        }
+        numbers |= {f"class_weights[{i}]": value for i, value in enumerate(self.class_weights or [])}
+        for name, value in numbers.items():
             if not (math.isfinite(value) and value >= 0):
                 raise InputError(f"{name} is {value}: give a finite number that is 0 or more.")
         if self.teacher_dtype not in (None, *TEACHER_DTYPES):
             raise InputError(f"teacher_dtype is {self.teacher_dtype!r}: choose one of {', '.join(TEACHER_DTYPES)}.")
         self.build_loss()
         super().__post_init__()
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched > 1 and self.world_size == 1:
+            raise InputError(
+                f"the launcher started {launched} processes, but each would train alone: give --use_cpu on a machine "
+                "without GPUs, or start one process."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the Hub token: Trainer pickles its arguments into what it pushes during training."""

@@ -71,8 +71,14 @@ class GDKDTrainer(Trainer):
         super().__init__(model, args, **kwargs)
         args.label_smoothing_factor = smoothing
         self.teacher = teacher_model and teacher_model.to(args.device)
+        num_labels = getattr(getattr(self.model, "config", None), "num_labels", None)
         if self.teacher is not None:
-            self._check_num_labels(getattr(getattr(self.model, "config", None), "num_labels", None))
+            self._check_num_labels(num_labels)
+        if args.class_weights and num_labels not in (None, len(args.class_weights)):
+            raise InputError(
+                f"there are {len(args.class_weights)} class_weights and {num_labels} classes: give one each."
+            )
+        self.class_weights = args.class_weights and torch.tensor(args.class_weights, device=args.device)
         self.label_names = ["labels"]  # Trainer finds none when a plain module's forward takes none
         self._sums: Tensor | None = None
         self._steps_per_epoch = 1
@@ -122,7 +128,9 @@ class GDKDTrainer(Trainer):
         size = len(student_logits)
         if labels is not None:
             smoothing = self.args.label_smoothing_factor
-            terms["ce"] = F.cross_entropy(student_logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+            terms["ce"] = F.cross_entropy(
+                student_logits.float(), labels, self.class_weights, reduction="sum", label_smoothing=smoothing
+            )
         elif self.args.ce_weight > 0 or self.teacher is None:
             raise InputError("the batch has no labels: give a data set with labels, or distil with --ce_weight 0.")
         if not model.training:

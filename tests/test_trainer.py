@@ -613,3 +613,9 @@ def test_timm_student(tmp_path, name):
     labels = torch.stack([row["labels"] for row in data])
     expected = F.cross_entropy(again(pixels).logits, labels).item()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_class_weights_fit_the_classes(tmp_path):
+    args = GDKDConfig(output_dir=str(tmp_path), loss="ce", class_weights=[1.0, 2.0], report_to="none", use_cpu=True)
+    with pytest.raises(InputError, match="there are 2 class_weights and 7 classes"):
+        GDKDTrainer(vit(), None, args)

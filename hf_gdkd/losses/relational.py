@@ -14,7 +14,8 @@ class DISTLoss(DistillationLoss):
     """DIST: one minus the correlation of the probabilities, by sample and by class, times T**2.
 
     The loss is beta * `inter` (over the classes of each sample) + gamma * `intra` (over the samples of each
-    class), one value a batch; leading dimensions are flattened to samples.
+    class), one value a batch; leading dimensions are flattened to samples. In training, the batch is one process's
+    micro-batch: classes are correlated over its samples only, and its value counts for as many samples as it has.
 
     Args:
         temperature: T > 0.
@@ -47,7 +48,8 @@ class MLKDLoss(DistillationLoss):
 
     The loss is `kd` + `cc` + `bc`, each summed over the temperatures, one value a batch; leading dimensions
     are flattened to samples. For probabilities p [N, C], `cc` is the squared difference of p^T p over C, `bc`
-    that of p p^T over N.
+    that of p p^T over N. In training, the batch is one process's micro-batch: its Gram matrices and medians are
+    over its samples only, and its value counts for as many samples as it has.
 
     Args:
         temperatures: each > 0.
