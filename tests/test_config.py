@@ -41,7 +41,7 @@ OWN = [
     ({"kd_weight": -0.1}, "kd_weight is -0.1"),
     ({"kd_weight": math.nan}, "kd_weight is nan"),
     ({"kd_weight": math.inf}, "kd_weight is inf"),
-    ({"class_weights": [1.0, -1.0]}, r"class_weights\[1\] is -1.0"),
+    ({"class_weights": [1.0, -1.0]}, "class_weights[1] is -1.0"),
     ({"kd_warmup_epochs": -1.0}, "kd_warmup_epochs is -1.0"),
     ({"kd_skip_epochs": -1.0}, "kd_skip_epochs is -1.0"),
     ({"kl": "sideways"}, "kl is 'sideways': expected one of forward, reverse, both"),
