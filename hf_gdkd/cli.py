@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
-from transformers.trainer_utils import get_last_checkpoint
 
 from .config import GDKDConfig
 from .errors import InputError, first_sentence
@@ -162,36 +161,6 @@ def recipe_of(script: DistillArguments, args: GDKDConfig) -> dict[str, Any]:
         for name, value in given.items()
         if name not in UNRECORDED and (name in always or value != default[name])
     }
-
-
-def checkpoint_to_resume(args: GDKDConfig, overwrite: bool) -> str | None:
-    """The checkpoint to go on from, after a look at the output folder.
-
-    Raises:
-        InputError: the folder holds a run and neither resuming nor overwriting was asked for, or there is no
-            checkpoint to resume from.
-    """
-    folder, resume = args.output_dir, args.resume_from_checkpoint
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise InputError(f"{folder} is a file: choose another --output_dir.")
-    if resume is not None:
-        checkpoint = resume
-        if resume in ("last", "true", "True"):
-            checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
-        if checkpoint is None or not os.path.isfile(os.path.join(checkpoint, "trainer_state.json")):
-            raise InputError(
-                f"there is no checkpoint to resume from ({resume}) in {folder}: leave --resume_from_checkpoint out."
-            )
-        return checkpoint
-    holds_run = os.path.isdir(folder) and (
-        os.path.isfile(os.path.join(folder, "recipe.yaml")) or get_last_checkpoint(folder) is not None
-    )
-    if holds_run and not overwrite:
-        raise InputError(
-            f"folder {folder} already holds a run: choose another --output_dir, go on with "
-            "--resume_from_checkpoint last, or replace it with --overwrite."
-        )
-    return None
 
 
 def run(main: Callable[[], Any]) -> None:

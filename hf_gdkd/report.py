@@ -16,7 +16,14 @@ _NOT_PARTS = {"loss", "epoch", "step", "learning_rate", "grad_norm", "kd_ramp"}
 
 def write_recipe(folder: str | Path, recipe: Mapping[str, Any]) -> None:
     """Write recipe.yaml: `distill.py --config` with it repeats the run."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
     Path(folder, RECIPE).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+
+
+def read_recipe(folder: str | Path) -> dict[str, Any] | None:
+    """What write_recipe wrote; None when there is none."""
+    path = Path(folder, RECIPE)
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -80,6 +80,7 @@ class GDKDTrainer(Trainer):
             )
         self.class_weights = args.class_weights and torch.tensor(args.class_weights, device=args.device)
         self.label_names = ["labels"]  # Trainer finds none when a plain module's forward takes none
+        self.add_callback(_Epochs(self.train_dataset))
         self._sums: Tensor | None = None
         self._steps_per_epoch = 1
 
@@ -204,6 +205,17 @@ class GDKDTrainer(Trainer):
         if not isinstance(self.model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_best_model()
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class _Epochs(TrainerCallback):
+    """Tells the training data the epoch, also where Accelerate does not: on several processes."""
+
+    def __init__(self, rows: object) -> None:
+        self.rows = rows
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if hasattr(self.rows, "set_epoch"):
+            self.rows.set_epoch(int(state.epoch or 0))
 
 
 def _sum_over_samples(term: Tensor, size: int) -> Tensor:

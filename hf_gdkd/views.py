@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from PIL import Image as PILImage
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 from transformers import BaseImageProcessor
@@ -105,6 +107,31 @@ class TrainTransform:
         if self.teacher is not None:
             views["teacher_pixel_values"] = self.teacher.squash(crops)
         return views | {key: batch[key] for key in ("labels",) if key in batch}
+
+
+class Augmented(Dataset):
+    """Rows of a data set through a random transform whose random numbers depend on seed, epoch and row alone.
+
+    So a sample is augmented alike in any process, worker and micro-batch, and after a resumption. GDKDTrainer calls
+    `set_epoch`.
+    """
+
+    def __init__(self, rows: Sequence, transform: Callable[[dict[str, list]], dict[str, object]], seed: int) -> None:
+        self.rows, self.transform, self.seed = rows, transform, seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that live on
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, object]:
+        seed = np.random.SeedSequence((self.seed, int(self._epoch), row)).generate_state(1, np.uint64)[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(int(seed >> 1))
+            batch = self.transform({key: [value] for key, value in self.rows[row].items()})
+        return {key: values[0] for key, values in batch.items()}
 
 
 class EvalTransform:

@@ -15,22 +15,24 @@ if __name__ == "__main__":
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from hf_gdkd.cli import checkpoint_to_resume, parse, recipe_of, run
+from hf_gdkd.checkpoints import check_same_run, checkpoint_to_resume
+from hf_gdkd.cli import parse, recipe_of, run
 from hf_gdkd.data import check_images, load_data
 from hf_gdkd.evaluation import check_teacher, size_of
 from hf_gdkd.hub import write_card
 from hf_gdkd.labels import load_label_map
 from hf_gdkd.metrics import compute_metrics
 from hf_gdkd.models import load_model, load_processor, load_teacher, pin_revision, save_processor
-from hf_gdkd.report import draw_training, write_metrics, write_recipe
+from hf_gdkd.report import draw_training, read_recipe, write_metrics, write_recipe
 from hf_gdkd.teacher import Teacher
 from hf_gdkd.trainer import GDKDTrainer
-from hf_gdkd.views import EvalTransform, TrainTransform, View, collate
+from hf_gdkd.views import Augmented, EvalTransform, TrainTransform, View, collate
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -61,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if script.teacher is not None:
         script.teacher_revision = pin_revision(script.teacher, script.teacher_revision)
     recipe = recipe_of(script, args)
+    if checkpoint is not None:
+        check_same_run(recipe, read_recipe(Path(checkpoint).parent) or recipe)
 
     trust = {"trust_remote_code": script.trust_remote_code}
     student = load_model(
@@ -96,12 +100,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         model=student,
         teacher_model=teacher,
         args=args,
-        train_dataset=data.train.with_transform(TrainTransform(view, separate, crop_scale=crop_scale, flip=flip)),
+        train_dataset=Augmented(
+            data.train, TrainTransform(view, separate, crop_scale=crop_scale, flip=flip), seed=args.seed
+        ),
         eval_dataset=data.eval.with_transform(EvalTransform(view)),
         processing_class=processor,
         data_collator=collate,
         compute_metrics=compute_metrics,
     )
+    if trainer.is_world_process_zero():
+        write_recipe(args.output_dir, recipe)
     training = trainer.train(resume_from_checkpoint=checkpoint).metrics
     evaluation = trainer.evaluate()
     trainer.save_model(_internal_call=True)  # nothing is pushed before the card is written
@@ -113,7 +121,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if trainer.is_world_process_zero():
         folder = args.output_dir
         save_processor(processor, folder)
-        write_recipe(folder, recipe)
         write_metrics(folder, metrics)
         draw_training(folder, trainer.state.log_history, f"{folder}: {args.loss} on {data.name}")
         write_card(folder, script, args, data, metrics)

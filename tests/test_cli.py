@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from hf_gdkd import GDKDConfig
-from hf_gdkd.cli import EXIT_BAD_INPUT, TRAINING_DEFAULTS, checkpoint_to_resume, parse, recipe_of, run
+from hf_gdkd.cli import EXIT_BAD_INPUT, TRAINING_DEFAULTS, parse, recipe_of, run
 from hf_gdkd.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -188,63 +188,6 @@ def test_recipe_holds_no_secret_and_no_place(tmp_path):
     assert recipe["hub_model_id"] == "me/student"
     assert not {"hub_token", "push_to_hub", "output_dir", "overwrite", "resume_from_checkpoint"} & recipe.keys()
     assert SECRET not in str(recipe) and "here" not in str(recipe) and "TOKEN" not in str(recipe)
-
-
-# The output folder
-
-
-def checkpoint(folder, step, state=True):
-    path = folder / f"checkpoint-{step}"
-    path.mkdir(parents=True)
-    if state:
-        (path / "trainer_state.json").write_text("{}")
-    return str(path)
-
-
-def resume(folder, resume_from=None, overwrite=False):
-    return checkpoint_to_resume(GDKDConfig(output_dir=str(folder), resume_from_checkpoint=resume_from), overwrite)
-
-
-def test_a_new_or_empty_folder(tmp_path):
-    assert resume(tmp_path) is None and resume(tmp_path / "absent") is None
-    (tmp_path / "notes.txt").write_text("mine")
-    assert resume(tmp_path) is None
-
-
-@pytest.mark.parametrize("word", ["last", "true", "True"])
-def test_the_last_checkpoint(tmp_path, word):
-    checkpoint(tmp_path, 9)
-    last = checkpoint(tmp_path, 10)
-    assert resume(tmp_path, word) == last
-
-
-def test_a_named_checkpoint(tmp_path):
-    first, _ = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
-    assert resume(tmp_path, first) == first == resume(tmp_path / "elsewhere", first)
-
-
-@pytest.mark.parametrize("kind", ["checkpoint", "recipe"])
-def test_a_folder_that_holds_a_run(tmp_path, kind):
-    checkpoint(tmp_path, 9) if kind == "checkpoint" else (tmp_path / "recipe.yaml").write_text("loss: kd")
-    with pytest.raises(InputError, match=r"already holds a run.*--resume_from_checkpoint last.*--overwrite"):
-        resume(tmp_path)
-    assert resume(tmp_path, overwrite=True) is None
-
-
-def test_nothing_to_resume(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    broken = checkpoint(tmp_path / "broken", 1, state=False)
-    (tmp_path / "last").mkdir()  # no checkpoint, for all its name
-    (tmp_path / "empty").mkdir()
-    for folder, word in [("empty", "last"), ("absent", "last"), ("empty", "absent"), ("empty", broken)]:
-        with pytest.raises(InputError, match="there is no checkpoint to resume from"):
-            resume(tmp_path / folder, word)
-
-
-def test_a_file_in_the_way(tmp_path):
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(InputError, match="is a file: choose another --output_dir"):
-        resume(tmp_path / "out")
 
 
 # One sentence

@@ -238,7 +238,8 @@ def test_training_is_the_plain_loop(tmp_path, student, loss, options):
         norm = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters() if p.grad is not None))
         assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
     by_hand = torch.cat([p.detach().flatten() for p in model.parameters()])
-    torch.testing.assert_close(weights(trainer), by_hand, rtol=1e-4, atol=1e-6)
+    # dist has steep gradients where logits are nearly equal: the machine's rounding shows in single weights.
+    assert (weights(trainer) - by_hand).norm() <= 1e-5 * by_hand.norm()
 
 
 def test_a_datasets_dataset(tmp_path):
