@@ -239,7 +239,7 @@ def test_training_is_the_plain_loop(tmp_path, student, loss, options):
         assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
     by_hand = torch.cat([p.detach().flatten() for p in model.parameters()])
     # dist has steep gradients where logits are nearly equal: the machine's rounding shows in single weights.
-    assert (weights(trainer) - by_hand).norm() <= 1e-5 * by_hand.norm()
+    assert (weights(trainer) - by_hand).norm() / by_hand.norm() <= 1e-4
 
 
 def test_a_datasets_dataset(tmp_path):
