@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -68,7 +69,9 @@ class DistillArguments:
     crop_scale: float | None = _field(None, "Smallest share of an image's area in a random crop; 1: no crop.")
     flip: bool | None = _field(None, "Flip half of the training images; unset: yes, but not digits.")
     label_map: str | None = _field(None, "File (yaml, json) that maps the data set's classes to the teacher's.")
+    label_free: bool = _field(False, "Distil without labels: no cross-entropy, the teacher's classes.")
     allow_weak_teacher: bool = _field(False, "Distil a teacher whose accuracy is near chance all the same.")
+    license: str | None = _field(None, "License for the card; unset: that of the student it started from.")
     trust_remote_code: bool = _field(False, "Run model code from the Hub.")
     overwrite: bool = _field(False, "Train anew in an output folder that holds a run.")
 
@@ -99,6 +102,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
         raise InputError(f"unknown argument {unknown[0]}{_close(unknown[0].split('=')[0], known)}")
     if flags.output_dir is None and flags.student is not None:
         parser.set_defaults(output_dir=os.path.join("runs", f"{os.path.basename(flags.student)}-{flags.loss}"))
+    if flags.label_free:
+        parser.set_defaults(ce_weight=0.0)
     try:
         script, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except InputError:
@@ -115,9 +120,22 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
             if script.teacher is None
             else "loss ce takes no teacher: choose a distillation loss, or leave --teacher out."
         )
+    if script.label_free:
+        _check_label_free(script, args)
     if script.crop_scale is not None and not 0 < script.crop_scale <= 1:
         raise InputError(f"crop_scale is {script.crop_scale}: give a number above 0 and at most 1.")
     return script, args
+
+
+def _check_label_free(script: DistillArguments, args: GDKDConfig) -> None:
+    if script.teacher is None:
+        raise InputError("--label_free needs a teacher: give --teacher and a distillation loss.")
+    if script.label_map is not None:
+        raise InputError("--label_free keeps the teacher's own classes: leave --label_map out.")
+    if args.ce_weight > 0:
+        raise InputError(f"--label_free has no cross-entropy, given ce_weight {args.ce_weight}: leave it out.")
+    if args.loss == "dkd" and args.partition != "top1":
+        raise InputError("dkd sets the label apart, and --label_free has none: give --partition top1, or --loss gdkd.")
 
 
 def _read_recipe(path: str) -> dict[str, Any]:
@@ -161,6 +179,15 @@ def recipe_of(script: DistillArguments, args: GDKDConfig) -> dict[str, Any]:
         for name, value in given.items()
         if name not in UNRECORDED and (name in always or value != default[name])
     }
+
+
+def command_line(argv: Sequence[str] | None = None) -> str:
+    """The command that started this run, without the Hub token."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    hidden = [i for i, word in enumerate(words) if word.split("=")[0] == "--hub_token"]
+    hidden += [i + 1 for i in hidden if "=" not in words[i]]
+    kept = [word for i, word in enumerate(words) if i not in hidden]
+    return shlex.join(["accelerate", "launch", "scripts/distill.py", *kept])
 
 
 def run(main: Callable[[], Any]) -> None:

@@ -65,11 +65,13 @@ def load_data(
     revision: str | None = None,
     seed: int = 42,
     require_labels: bool = False,
+    ignore_labels: bool = False,
 ) -> Data:
     """A data set by name: `digits`, an id on the Hub, or a local folder (imagefolder, parquet).
 
     Without `eval_split` the first of validation, valid, val and test is taken; a data set with a train split only
-    has a tenth of it held out, stratified. Without labels `label_names` is None, unless `require_labels`.
+    has a tenth of it held out, stratified. Without labels `label_names` is None, unless `require_labels`; with
+    `ignore_labels` it is always None.
 
     Raises:
         InputError: no such data set, split or column; labels that are out of range.
@@ -80,6 +82,7 @@ def load_data(
         if split not in splits:
             raise InputError(f"data set {name} has no split {split!r}: choose one of {', '.join(splits)}.")
     image, label = _find_columns(name, splits[train_split], image_column, label_column, require_labels)
+    label = None if ignore_labels else label
     splits = DatasetDict({split: _rename(splits[split], image, label) for split in (train_split, eval_split) if split})
     label_names = None
     if label is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
@@ -13,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from .errors import InputError
+from .metrics import classification_metrics
 from .teacher import Teacher, logits_of
 from .views import EvalTransform, View, collate
 
@@ -39,6 +42,25 @@ def predict(
     return np.concatenate(logits), np.concatenate(labels) if labels else None, images / seconds
 
 
+def measure(
+    model: nn.Module,
+    rows: Dataset,
+    view: View,
+    *,
+    columns: Sequence[int] | None = None,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Logits (N, C) in the data set's label space, and top1, top5, nll, ece (with labels), size and speed.
+
+    `columns` is the index of the model's class for each of the data set's; None when they are the same.
+    """
+    logits, labels, speed = predict(model, rows, view, batch_size=batch_size, device=device)
+    logits = logits if columns is None else logits[:, columns]
+    numbers = {} if labels is None else classification_metrics(logits, labels)
+    return logits, numbers | size_of(model, view) | {"images_per_second": speed}
+
+
 def check_teacher(
     teacher: Teacher, view: View, rows: Dataset, *, samples: int = 500, allow_weak: bool = False
 ) -> float:
@@ -55,7 +77,8 @@ def check_teacher(
         logits = teacher({"teacher_pixel_values": batch["pixel_values"].to(device)})
         right += int((logits.argmax(-1).cpu() == batch["labels"]).sum())
     accuracy, chance = right / len(rows), 1 / logits.shape[-1]
-    print(f"teacher: top-1 {accuracy:.1%} on {len(rows)} samples")
+    if PartialState().is_main_process:
+        print(f"teacher: top-1 {accuracy:.1%} on {len(rows)} samples")
     if accuracy < chance + 3 * (chance * (1 - chance) / len(rows)) ** 0.5 and not allow_weak:
         raise InputError(
             f"the teacher's top-1 accuracy is {accuracy:.1%} on {len(rows)} samples, near chance ({chance:.1%}): its "

@@ -36,7 +36,7 @@ def write_card(
         base_model_relation="finetune" if started_from_hub else None,
         teacher_model=teacher,
         datasets=None if local else [data.name],
-        metrics=["accuracy"],
+        metrics=["accuracy"] if "top1" in metrics else None,
         eval_results=[
             EvalResult(
                 task_type="image-classification",
@@ -44,9 +44,11 @@ def write_card(
                 dataset_name=dataset,
                 dataset_split=data.eval_split,
                 metric_type="accuracy",
-                metric_name="top-1 accuracy",
-                metric_value=metrics["top1"],
+                metric_name=name,
+                metric_value=metrics[key],
             )
+            for key, name in (("top1", "top-1 accuracy"), ("top5", "top-5 accuracy"))
+            if key in metrics
         ],
     )
     distillation_loss = args.build_loss()

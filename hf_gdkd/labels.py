@@ -75,7 +75,8 @@ def match_labels(
     raise InputError(
         f"{what}; give their pairs in a file with --label_map (YAML or JSON: {{data set class: teacher "
         "class}}), or fine-tune the teacher on the data set (accelerate launch scripts/distill.py --loss ce "
-        f"--student {student} --dataset {dataset})"
+        f"--student {student} --dataset {dataset}), or distil without labels, in the teacher's own classes "
+        "(--label_free)"
     )
 
 

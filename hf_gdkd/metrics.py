@@ -74,6 +74,11 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray, bins: int = 1
     }
 
 
+def compute_agreement(prediction: EvalPrediction) -> dict[str, float]:
+    """For label-free distillation, where the labels are the teacher's top-1 classes: `agreement`."""
+    return {"agreement": compute_metrics(prediction)["top1"]}
+
+
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """For `Trainer(compute_metrics=...)`: the numbers of `ImageClassification`."""
     return classification_metrics(prediction.predictions.astype(np.float32), prediction.label_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,18 @@ def read_recipe(folder: str | Path) -> dict[str, Any] | None:
 
 
 def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:
-    """Write metrics.json."""
-    Path(folder, METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    """Write metrics.json; what is not finite is null."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+    Path(folder, METRICS).write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def draw_training(folder: str | Path, log_history: Sequence[Mapping[str, float]], title: str) -> None:
-    """Draw training.png: the loss and its parts, and the evaluation accuracy, over epochs."""
+    """Draw training.png: the loss and its parts, and the evaluation accuracy (without labels agreement), over epochs."""
     from matplotlib.figure import Figure
 
     training = [row for row in log_history if "loss" in row]
-    evaluations = [row for row in log_history if "eval_top1" in row]
+    judged = "eval_agreement" if any("eval_agreement" in row for row in log_history) else "eval_top1"
+    evaluations = [row for row in log_history if judged in row]
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     names = dict.fromkeys(name for row in training for name in row if name not in _NOT_PARTS)
@@ -48,8 +51,12 @@ def draw_training(folder: str | Path, log_history: Sequence[Mapping[str, float]]
     if min((row["loss"] for row in training), default=0) > 0:
         left.set_yscale("log")
     left.legend(fontsize=8)
-    right.plot([row["epoch"] for row in evaluations], [100 * row["eval_top1"] for row in evaluations], marker=".")
-    right.set(xlabel="epoch", ylabel="top-1 accuracy, %", title="evaluation")
+    right.plot([row["epoch"] for row in evaluations], [100 * row[judged] for row in evaluations], marker=".")
+    right.set(
+        xlabel="epoch",
+        ylabel=f"{'top-1 accuracy' if judged == 'eval_top1' else 'agreement with the teacher'}, %",
+        title="evaluation",
+    )
     right.grid(alpha=0.3)
     figure.suptitle(title)
     figure.savefig(Path(folder, PICTURE), dpi=120)

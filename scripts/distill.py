@@ -24,11 +24,11 @@ from transformers.utils import logging as transformers_logging
 from hf_gdkd.checkpoints import check_same_run, checkpoint_to_resume
 from hf_gdkd.cli import parse, recipe_of, run
 from hf_gdkd.data import check_images, load_data
-from hf_gdkd.evaluation import check_teacher, size_of
+from hf_gdkd.evaluation import check_teacher, predict, size_of
 from hf_gdkd.hub import write_card
 from hf_gdkd.labels import load_label_map
-from hf_gdkd.metrics import compute_metrics
-from hf_gdkd.models import load_model, load_processor, load_teacher, pin_revision, save_processor
+from hf_gdkd.metrics import compute_agreement, compute_metrics
+from hf_gdkd.models import class_names, load_model, load_processor, load_teacher, pin_revision, save_processor
 from hf_gdkd.report import draw_training, read_recipe, write_metrics, write_recipe
 from hf_gdkd.teacher import Teacher
 from hf_gdkd.trainer import GDKDTrainer
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         label_column=script.label_column,
         revision=script.dataset_revision,
         seed=args.seed,
-        require_labels=True,
+        require_labels=not script.label_free,
+        ignore_labels=script.label_free,
     )
     for split in (data.train, data.eval):
         check_images(split, f"data set {data.name}:")
@@ -67,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         check_same_run(recipe, read_recipe(Path(checkpoint).parent) or recipe)
 
     trust = {"trust_remote_code": script.trust_remote_code}
+    teacher_model = teacher_view = teacher = None
+    if script.teacher is not None:
+        teacher_model = load_teacher(script.teacher, revision=script.teacher_revision, **trust)
+        teacher_view = View(load_processor(script.teacher, revision=script.teacher_revision, **trust))
+    if script.label_free:
+        data.label_names = class_names(teacher_model)
     student = load_model(
         script.student,
         label_names=data.label_names,
@@ -77,12 +84,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     processor = load_processor(script.student, revision=script.student_revision, **trust)
     view = View(processor)
 
-    teacher = teacher_view = None
-    if script.teacher is not None:
-        model = load_teacher(script.teacher, revision=script.teacher_revision, **trust)
-        teacher_view = View(load_processor(script.teacher, revision=script.teacher_revision, **trust))
+    if teacher_model is not None:
         teacher = Teacher.matched(
-            model,
+            teacher_model,
             teacher_view,
             view,
             data.label_names,
@@ -91,7 +95,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             source_name=script.teacher,
             target_name=data.name,
         ).to(args.device)
-        check_teacher(teacher, teacher_view, data.eval, allow_weak=script.allow_weak_teacher)
+        if script.label_free:
+            logits, *_ = predict(teacher_model, data.eval, teacher_view, device=args.device)
+            data.eval = data.eval.add_column("labels", logits.argmax(-1))  # so that accuracy is agreement
+        else:
+            check_teacher(teacher, teacher_view, data.eval, allow_weak=script.allow_weak_teacher)
     args.dataloader_pin_memory &= args.device.type != "cpu"
     separate = teacher_view if teacher_view is not None and not view.same_geometry(teacher_view) else None
     crop_scale = data.crop_scale if script.crop_scale is None else script.crop_scale
@@ -106,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         eval_dataset=data.eval.with_transform(EvalTransform(view)),
         processing_class=processor,
         data_collator=collate,
-        compute_metrics=compute_metrics,
+        compute_metrics=compute_agreement if script.label_free else compute_metrics,
     )
     if trainer.is_world_process_zero():
         write_recipe(args.output_dir, recipe)
@@ -124,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         write_metrics(folder, metrics)
         draw_training(folder, trainer.state.log_history, f"{folder}: {args.loss} on {data.name}")
         write_card(folder, script, args, data, metrics)
-        print(f"{folder}: top-1 {metrics['top1']:.2%} on {data.name} ({data.eval_split})")
+        judged = "agreement" if script.label_free else "top1"
+        print(f"{folder}: {judged} {metrics[judged]:.2%} on {data.name} ({data.eval_split})")
     if args.push_to_hub:
         trainer.push_to_hub()
     return metrics

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from hf_gdkd import GDKDConfig
-from hf_gdkd.cli import EXIT_BAD_INPUT, TRAINING_DEFAULTS, parse, recipe_of, run
+from hf_gdkd.cli import EXIT_BAD_INPUT, TRAINING_DEFAULTS, command_line, parse, recipe_of, run
 from hf_gdkd.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -188,6 +188,30 @@ def test_recipe_holds_no_secret_and_no_place(tmp_path):
     assert recipe["hub_model_id"] == "me/student"
     assert not {"hub_token", "push_to_hub", "output_dir", "overwrite", "resume_from_checkpoint"} & recipe.keys()
     assert SECRET not in str(recipe) and "here" not in str(recipe) and "TOKEN" not in str(recipe)
+
+
+# Without labels
+
+
+def test_label_free_has_no_cross_entropy():
+    script, args = parse([*MODELS, "--label_free", "--output_dir", "x"])
+    assert script.label_free and args.ce_weight == 0 and args.kd_weight == 1
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--student", "small", "--loss", "ce"], "--label_free needs a teacher"),
+    ([*MODELS, "--label_map", "map.yaml"], "leave --label_map out"),
+    ([*MODELS, "--ce_weight", "0.5"], "--label_free has no cross-entropy, given ce_weight 0.5"),
+    ([*MODELS, "--loss", "dkd"], "give --partition top1, or --loss gdkd"),
+])  # fmt: skip
+def test_label_free_refuses_what_needs_labels(words, said):
+    with pytest.raises(InputError, match=said):
+        parse([*words, "--label_free", "--output_dir", "x"])
+
+
+def test_the_command_line_holds_no_token():
+    words = ["--student", "a b", "--hub_token", SECRET, f"--hub_token={SECRET}", "--overwrite"]
+    assert command_line(words) == "accelerate launch scripts/distill.py --student 'a b' --overwrite"
 
 
 # One sentence

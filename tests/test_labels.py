@@ -254,6 +254,7 @@ def test_unmatched_are_counted_and_the_ways_out_are_told():
     said = f"6 of the 7 classes of the data set {data} match no single class of the teacher {teacher}: "
     assert text.startswith(said)
     assert "'s', 't', 'u', 'v', 'w', ...;" in text and "'x'" not in text
+    assert text.endswith("or distil without labels, in the teacher's own classes (--label_free)")
     assert "--label_map" in text and "--loss ce" in text
     assert (
         "accelerate launch scripts/distill.py --loss ce --student google/vit-base-patch16-224 "

@@ -60,6 +60,32 @@ def test_the_output_folder_is_whole(runs):
     }  # fmt: skip
 
 
+def test_without_labels_the_student_learns_the_teachers_classes(runs):
+    """Images in a folder, no classes; the card and the metrics then hold agreement, and no accuracy."""
+    from hf_gdkd.data import load_digits
+
+    images = runs / "images"
+    images.mkdir()
+    for i, row in enumerate(load_digits()["train"]):
+        row["image"].save(images / f"{i}.png")
+    words = [
+        "--teacher",
+        "runs/digits-teacher",
+        "--student",
+        str(ROOT / "scripts/demo/cnn"),
+        "--student_init",
+        "random",
+    ]
+    words += ["--dataset", "images", "--label_free"]
+    words += ["--crop_scale", "0.6", "--flip", "false", "--output_dir", "runs/unlabelled"]
+    command(sys.executable, str(ROOT / "scripts/distill.py"), *words, *QUICK.split()[2:], cwd=runs)
+    metrics = json.loads((runs / "runs/unlabelled/metrics.json").read_text())
+    assert metrics["agreement"] > 0.5 and "top1" not in metrics
+    card = (runs / "runs/unlabelled/README.md").read_text()
+    assert "accuracy was not measured" in card and "top-1" not in card and "model-index" not in card
+    assert json.loads((runs / "runs/unlabelled/config.json").read_text())["id2label"]["9"] == "9"
+
+
 def test_the_student_loads_and_classifies(runs):
     from PIL import Image
     from transformers import AutoModelForImageClassification, pipeline
