@@ -27,6 +27,19 @@ def write_card(
     started_from_hub = script.student_init == "pretrained" and not Path(student).is_dir()
     local = data.name == "digits" or Path(data.name).is_dir()
     dataset = "scikit-learn digits" if data.name == "digits" else Path(data.name).name if local else data.name
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset.lower().replace(" ", "-") if local else data.name,
+            dataset_name=dataset,
+            dataset_split=data.eval_split,
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=metrics[key],
+        )
+        for key, name in (("top1", "top-1 accuracy"), ("top5", "top-5 accuracy"))
+        if key in metrics
+    ]
     card_data = ModelCardData(
         model_name=name,
         library_name="transformers",
@@ -37,19 +50,7 @@ def write_card(
         teacher_model=teacher,
         datasets=None if local else [data.name],
         metrics=["accuracy"] if "top1" in metrics else None,
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=dataset.lower().replace(" ", "-") if local else data.name,
-                dataset_name=dataset,
-                dataset_split=data.eval_split,
-                metric_type="accuracy",
-                metric_name=name,
-                metric_value=metrics[key],
-            )
-            for key, name in (("top1", "top-1 accuracy"), ("top5", "top-5 accuracy"))
-            if key in metrics
-        ],
+        eval_results=results or None,
     )
     distillation_loss = args.build_loss()
     weights = distillation_loss.weights if distillation_loss is not None else {}

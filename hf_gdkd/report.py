@@ -34,7 +34,7 @@ def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:
 
 
 def draw_training(folder: str | Path, log_history: Sequence[Mapping[str, float]], title: str) -> None:
-    """Draw training.png: the loss and its parts, and the evaluation accuracy (without labels agreement), over epochs."""
+    """Draw training.png: the loss and its parts, and the evaluation accuracy (or agreement), over epochs."""
     from matplotlib.figure import Figure
 
     training = [row for row in log_history if "loss" in row]
