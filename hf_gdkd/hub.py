@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 
 from .cli import DistillArguments
-from .config import GDKDConfig
+from .config import LOSS_OPTIONS, GDKDConfig
 from .data import Data
 from .models import resolve_name
 
@@ -19,9 +21,9 @@ PACKAGES = ("hf_gdkd", "torch", "transformers", "datasets", "timm")
 
 
 def write_card(
-    folder: str, script: DistillArguments, args: GDKDConfig, data: Data, metrics: Mapping[str, float]
+    folder: str, script: DistillArguments, args: GDKDConfig, data: Data, metrics: Mapping[str, Any], *, command: str
 ) -> None:
-    """Write README.md, the card of the student in `folder`."""
+    """Write README.md, the card of the student in `folder`; `command` is what started the run."""
     name = Path(folder).resolve().name
     student, teacher = resolve_name(script.student), script.teacher and resolve_name(script.teacher)
     started_from_hub = script.student_init == "pretrained" and not Path(student).is_dir()
@@ -42,9 +44,12 @@ def write_card(
     ]
     card_data = ModelCardData(
         model_name=name,
+        license=script.license or (license_of(student, script.student_revision) if started_from_hub else None),
         library_name="transformers",
         pipeline_tag="image-classification",
-        tags=["image-classification", "knowledge-distillation", "gdkd"] if teacher else ["image-classification"],
+        tags=["image-classification", "knowledge-distillation", "gdkd", f"teacher:{teacher}"]
+        if teacher
+        else ["image-classification"],
         base_model=student if started_from_hub else None,
         base_model_relation="finetune" if started_from_hub else None,
         teacher_model=teacher,
@@ -63,9 +68,18 @@ def write_card(
         student=student,
         pretrained=script.student_init == "pretrained",
         teacher=teacher,
+        student_commit=script.student_revision,
+        teacher_commit=script.teacher_revision,
+        dataset_commit=script.dataset_revision,
+        command=command,
+        hardware=hardware(args.device),
         loss=args.loss,
         loss_terms=" + ".join(f"{weight:g} × {part}" for part, weight in weights.items()),
-        options=", ".join(f"{key} {value}" for key, value in args.set_loss_options().items() if key not in WEIGHTS),
+        options=", ".join(
+            f"{key} {getattr(distillation_loss, key)}"
+            for key in LOSS_OPTIONS
+            if key not in WEIGHTS and getattr(distillation_loss, key, None) is not None
+        ),
         ce_weight=args.ce_weight,
         kd_weight=args.kd_weight,
         dataset=dataset,
@@ -76,3 +90,19 @@ def write_card(
         versions={package: version(package) for package in PACKAGES},
     )
     card.save(Path(folder, "README.md"))
+
+
+def license_of(name: str, revision: str | None) -> str | None:
+    """The license that a model's card on the Hub states; None where there is none to read."""
+    try:
+        path = hf_hub_download(name, "README.md", revision=revision)
+        return ModelCard.load(path).data.license
+    except (OSError, ValueError):
+        return None
+
+
+def hardware(device: torch.device) -> str:
+    """What the speeds were measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"

@@ -29,8 +29,13 @@ def read_recipe(folder: str | Path) -> dict[str, Any] | None:
 
 def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:
     """Write metrics.json; what is not finite is null."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
-    Path(folder, METRICS).write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    Path(folder, METRICS).write_text(json.dumps(_finite(metrics), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def draw_training(folder: str | Path, log_history: Sequence[Mapping[str, float]], title: str) -> None:

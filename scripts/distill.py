@@ -16,15 +16,16 @@ if __name__ == "__main__":
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from hf_gdkd.checkpoints import check_same_run, checkpoint_to_resume
-from hf_gdkd.cli import parse, recipe_of, run
+from hf_gdkd.cli import command_line, parse, recipe_of, run
 from hf_gdkd.data import check_images, load_data
-from hf_gdkd.evaluation import check_teacher, predict, size_of
+from hf_gdkd.evaluation import check_teacher, measure, predict
 from hf_gdkd.hub import write_card
 from hf_gdkd.labels import load_label_map
 from hf_gdkd.metrics import compute_agreement, compute_metrics
@@ -35,7 +36,7 @@ from hf_gdkd.trainer import GDKDTrainer
 from hf_gdkd.views import Augmented, EvalTransform, TrainTransform, View, collate
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run once; returns what metrics.json holds."""
     script, args = parse(argv)
     checkpoint = checkpoint_to_resume(args, script.overwrite)
@@ -125,13 +126,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     metrics = {key.removeprefix("eval_"): value for key, value in evaluation.items() if key != "epoch"}
     seconds = training["train_runtime"]  # evaluations included
     metrics |= {"epochs": trainer.state.epoch, "ms_per_step": 1000 * seconds / trainer.state.global_step}
-    metrics |= size_of(student, view)
     if trainer.is_world_process_zero():
+        measured = ["parameters", "flops", "images_per_second"]
+        logits, numbers = measure(student, data.eval, view, device=args.device)
+        metrics |= {key: numbers[key] for key in measured}
+        if teacher_model is not None:
+            columns = None if teacher.columns is None else teacher.columns.cpu()
+            teacher_logits, numbers = measure(
+                teacher_model.float(), data.eval, teacher_view, columns=columns, device=args.device
+            )
+            agreement = float((logits.argmax(-1) == teacher_logits.argmax(-1)).mean())
+            kept = measured if script.label_free else numbers
+            metrics |= {"agreement": agreement, "teacher": {key: numbers[key] for key in kept}}
         folder = args.output_dir
         save_processor(processor, folder)
         write_metrics(folder, metrics)
         draw_training(folder, trainer.state.log_history, f"{folder}: {args.loss} on {data.name}")
-        write_card(folder, script, args, data, metrics)
+        write_card(folder, script, args, data, metrics, command=command_line(argv))
         judged = "agreement" if script.label_free else "top1"
         print(f"{folder}: {judged} {metrics[judged]:.2%} on {data.name} ({data.eval_split})")
     if args.push_to_hub:
