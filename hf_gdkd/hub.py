@@ -12,8 +12,9 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 
 from .cli import DistillArguments
-from .config import LOSS_OPTIONS, GDKDConfig
+from .config import GDKDConfig
 from .data import Data
+from .losses import loss_options
 from .models import resolve_name
 
 WEIGHTS = ("w0", "w1", "w2", "alpha", "beta", "gamma")
@@ -59,6 +60,10 @@ def write_card(
     )
     distillation_loss = args.build_loss()
     weights = distillation_loss.weights if distillation_loss is not None else {}
+    taken = loss_options(args.loss) if distillation_loss is not None else ()
+    options = {key: getattr(distillation_loss, key) for key in taken if key not in WEIGHTS}
+    if "k" in options:
+        options["k"] = distillation_loss.legal_k(len(data.label_names))
     template = files("hf_gdkd.model_cards").joinpath("student.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(
         card_data,
@@ -75,11 +80,8 @@ def write_card(
         hardware=hardware(args.device),
         loss=args.loss,
         loss_terms=" + ".join(f"{weight:g} × {part}" for part, weight in weights.items()),
-        options=", ".join(
-            f"{key} {getattr(distillation_loss, key)}"
-            for key in LOSS_OPTIONS
-            if key not in WEIGHTS and getattr(distillation_loss, key, None) is not None
-        ),
+        options=", ".join(f"{key} {value}" for key, value in options.items()),
+        on_hub=args.hub_model_id is not None,
         ce_weight=args.ce_weight,
         kd_weight=args.kd_weight,
         dataset=dataset,

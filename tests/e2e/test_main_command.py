@@ -30,9 +30,9 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def run(words: list[str], folder: Path, hub: HubServer, home: str) -> subprocess.CompletedProcess:
+def run(words: list[str], folder: Path, hub: HubServer, home: str, **more: str) -> subprocess.CompletedProcess:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **hub.env(home=folder / home)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **hub.env(home=folder / home), **more}
     done = subprocess.run(words, cwd=folder, env=env, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -47,6 +47,14 @@ def test_the_literal_command(folder, hub):
     config = json.loads((student / "config.json").read_text())
     assert len(config["id2label"]) == 100
     assert "base_model: facebook/deit-tiny-patch16-224" in (student / "README.md").read_text()
+
+
+def test_the_literal_command_without_a_network(folder, hub):
+    """From the filled cache: everything the command needs was downloaded by the run before."""
+    words = [*COMMAND.split(), "--num_train_epochs", "1", "--output_dir", "runs/offline"]
+    seen = len(hub.log)
+    run(words, folder, hub, "home", HF_HUB_OFFLINE="1")
+    assert (folder / "runs/offline/model.safetensors").is_file() and len(hub.log) == seen
 
 
 def test_a_push_holds_what_a_user_needs_and_no_token(folder, hub):
