@@ -15,9 +15,9 @@ import yaml
 from transformers import HfArgumentParser
 
 from .config import GDKDConfig
-from .errors import InputError, first_sentence
+from .errors import InputError, PushError, first_sentence
 
-EXIT_BAD_INPUT = 2
+EXIT_BAD_INPUT, EXIT_PUSH_FAILED = 2, 3
 
 # Not in a recipe: where the run was, and secrets.
 UNRECORDED = (
@@ -191,9 +191,9 @@ def command_line(argv: Sequence[str] | None = None) -> str:
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run a script's main; bad input ends it with one sentence and exit code 2."""
+    """Run a script's main; bad input ends it with one sentence and exit code 2, a failed push with 3."""
     try:
         main()
-    except InputError as error:
+    except (InputError, PushError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        sys.exit(EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_PUSH_FAILED)

@@ -5,6 +5,10 @@ class InputError(ValueError):
     """Bad input: what came, what was expected, what to do. The scripts print it alone and exit with 2."""
 
 
+class PushError(RuntimeError):
+    """A finished student could not be uploaded. The scripts print it alone and exit with 3."""
+
+
 def first_sentence(error: Exception) -> str:
     """The first line of what another library's error says, ended by a full stop."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")

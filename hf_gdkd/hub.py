@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from httpx2 import TransportError
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download
 
 from .cli import DistillArguments
 from .config import GDKDConfig
 from .data import Data
+from .errors import PushError, first_sentence
 from .losses import loss_options
 from .models import resolve_name
 
 WEIGHTS = ("w0", "w1", "w2", "alpha", "beta", "gamma")
+PUSHED = ["*.safetensors", "*.json", "*.yaml", "*.png", "README.md"]
+WAITS = (1.0, 5.0, 30.0)  # seconds between tries of a push
 PACKAGES = ("hf_gdkd", "torch", "transformers", "datasets", "timm")
 
 
@@ -108,3 +113,38 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    waits: Sequence[float] = WAITS,
+) -> str:
+    """Upload what a user of a finished student needs, and nothing else of its folder; returns the repository's id.
+
+    What may pass (the connection, 429, 5xx) is tried again after each of `waits` (seconds).
+
+    Raises:
+        PushError: it failed all the same; the folder is as it was, and the sentence names the command that pushes it.
+    """
+    api = HfApi(token=token)
+    for wait in (*waits, None):
+        try:
+            repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            api.upload_folder(
+                repo_id=repo, folder_path=folder, allow_patterns=PUSHED, ignore_patterns=["*/*"],
+                commit_message="Upload the student",
+            )  # fmt: skip
+            return repo
+        except (OSError, ValueError, RuntimeError, TransportError) as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if wait is not None and (status is None or status == 429 or status >= 500):
+                time.sleep(wait)
+                continue
+            raise PushError(
+                f"the student is finished and whole in {folder}, but the push to {repo_id} failed: "
+                f"{first_sentence(error)} Push it with: python scripts/push.py {folder} --hub_model_id {repo_id}"
+            ) from error

@@ -15,7 +15,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 
 from .config import GDKDConfig
-from .errors import InputError
+from .errors import InputError, first_sentence
 from .models import load_teacher
 from .teacher import Teacher, logits_of
 
@@ -200,6 +200,16 @@ class GDKDTrainer(Trainer):
                 f"checkpoint {resume_from_checkpoint} is of another model: resume with the same --student."
             )
         student.load_state_dict(saved.state_dict())
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer's; a repository that cannot be written to is said before training."""
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"cannot write to {self.args.hub_model_id or 'a repository'} on the Hub: {first_sentence(error)} "
+                "Log in with `hf auth login`, or give a token that may write as HF_TOKEN."
+            ) from error
 
     def _load_best_model(self) -> None:
         if not isinstance(self.model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:

@@ -26,7 +26,7 @@ from hf_gdkd.checkpoints import check_same_run, checkpoint_to_resume
 from hf_gdkd.cli import command_line, parse, recipe_of, run
 from hf_gdkd.data import check_images, load_data
 from hf_gdkd.evaluation import check_teacher, measure, predict
-from hf_gdkd.hub import write_card
+from hf_gdkd.hub import push, write_card
 from hf_gdkd.labels import load_label_map
 from hf_gdkd.metrics import compute_agreement, compute_metrics
 from hf_gdkd.models import class_names, load_model, load_processor, load_teacher, pin_revision, save_processor
@@ -145,8 +145,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         write_card(folder, script, args, data, metrics, command=command_line(argv))
         judged = "agreement" if script.label_free else "top1"
         print(f"{folder}: {judged} {metrics[judged]:.2%} on {data.name} ({data.eval_split})")
-    if args.push_to_hub:
-        trainer.push_to_hub()
+        if args.push_to_hub:
+            push(folder, trainer.hub_model_id, private=args.hub_private_repo, token=args.hub_token)
     return metrics
 
 

@@ -1,0 +1,40 @@
+"""Push a finished student to the Hub.
+
+    python scripts/push.py runs/student --hub_model_id me/student
+
+Uploads the weights, the configuration, the image processor, the card, the recipe, the metrics and the picture.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # evaluate.py in this folder must not stand in for the library evaluate
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_gdkd.cli import run
+from hf_gdkd.errors import InputError
+from hf_gdkd.hub import push
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Push once."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="output folder of distill.py")
+    parser.add_argument("--hub_model_id", help="default: your name and the folder's")
+    parser.add_argument("--hub_private_repo", action="store_true", default=None, help="make the repository private")
+    options = parser.parse_args(argv)
+    folder = Path(options.folder)
+    for name in ("config.json", "README.md", "metrics.json"):
+        if not (folder / name).is_file():
+            raise InputError(f"folder {folder} has no {name}: give the output folder of a finished run.")
+    repo = push(folder, options.hub_model_id or folder.resolve().name, private=options.hub_private_repo)
+    print(f"{folder} -> {repo}")
+
+
+if __name__ == "__main__":
+    run(main)
