@@ -16,7 +16,8 @@ from .errors import InputError
 
 # What a resumed run may not change: the student would be neither run's.
 FIXED = (
-    *("student", "student_revision", "teacher", "teacher_revision", "dataset", "dataset_config", "dataset_revision"),
+    *("student", "student_revision", "teacher", "teacher_weights", "teacher_revision"),
+    *("dataset", "dataset_config", "dataset_revision"),
     *("train_split", "label_map", "label_free", "crop_scale", "flip", "seed", "loss", *LOSS_OPTIONS),
     *("ce_weight", "kd_weight", "kd_warmup_epochs", "kd_skip_epochs", "class_weights"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.utils import logging as transformers_logging
 
 from .config import GDKDConfig
 from .errors import InputError, PushError, first_sentence
@@ -55,11 +57,12 @@ class DistillArguments:
     """The models and the data of one run; the loss and the training are GDKDConfig's."""
 
     student: str | None = _field(None, "Student: Hub id, short name, timm id or local folder.")
-    teacher: str | None = _field(None, "Teacher, likewise; leave it out with --loss ce.")
+    teacher: list[str] | None = _field(None, "Teacher, likewise, or several; leave it out with --loss ce.")
+    teacher_weights: list[float] | None = _field(None, "Weights of several teachers' probabilities; unset: the same.")
     dataset: str = _field("timm/mini-imagenet", "Data set: Hub id, local folder, or digits (embedded).")
     student_init: str = _field("pretrained", "pretrained: from weights; random: the architecture only.")
     student_revision: str | None = _field(None, "Branch, tag or commit of the student.")
-    teacher_revision: str | None = _field(None, "Branch, tag or commit of the teacher.")
+    teacher_revision: list[str] | None = _field(None, "Branch, tag or commit of each teacher.")
     dataset_config: str | None = _field(None, "Configuration of the data set.")
     dataset_revision: str | None = _field(None, "Branch, tag or commit of the data set.")
     train_split: str = _field("train", "Split to train on.")
@@ -68,12 +71,21 @@ class DistillArguments:
     label_column: str | None = _field(None, "Column of the labels; unset: found by name and type.")
     crop_scale: float | None = _field(None, "Smallest share of an image's area in a random crop; 1: no crop.")
     flip: bool | None = _field(None, "Flip half of the training images; unset: yes, but not digits.")
-    label_map: str | None = _field(None, "File (yaml, json) that maps the data set's classes to the teacher's.")
+    label_map: list[str] | None = _field(
+        None, "File (yaml, json) that maps the data set's classes to the teacher's; for several teachers one each."
+    )
     label_free: bool = _field(False, "Distil without labels: no cross-entropy, the teacher's classes.")
     allow_weak_teacher: bool = _field(False, "Distil a teacher whose accuracy is near chance all the same.")
     license: str | None = _field(None, "License for the card; unset: that of the student it started from.")
     trust_remote_code: bool = _field(False, "Run model code from the Hub.")
     overwrite: bool = _field(False, "Train anew in an output folder that holds a run.")
+
+    def data_options(self) -> dict[str, Any]:
+        """What `load_data` needs beside the name and the seed."""
+        names = ("train_split", "eval_split", "image_column", "label_column")
+        options = {name: getattr(self, name) for name in names}
+        options |= {"config": self.dataset_config, "revision": self.dataset_revision}
+        return options | {"require_labels": not self.label_free, "ignore_labels": self.label_free}
 
 
 class _Parser(HfArgumentParser):
@@ -120,6 +132,10 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
             if script.teacher is None
             else "loss ce takes no teacher: choose a distillation loss, or leave --teacher out."
         )
+    for name in ("teacher_weights", "teacher_revision", "label_map"):
+        given, teachers = getattr(script, name), len(script.teacher or [])
+        if given is not None and len(given) != teachers:
+            raise InputError(f"{name} has {len(given)} values for {teachers} teachers: give one for each teacher.")
     if script.label_free:
         _check_label_free(script, args)
     if script.crop_scale is not None and not 0 < script.crop_scale <= 1:
@@ -130,6 +146,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
 def _check_label_free(script: DistillArguments, args: GDKDConfig) -> None:
     if script.teacher is None:
         raise InputError("--label_free needs a teacher: give --teacher and a distillation loss.")
+    if len(script.teacher) > 1:
+        raise InputError("--label_free takes the classes of one teacher: give one --teacher.")
     if script.label_map is not None:
         raise InputError("--label_free keeps the teacher's own classes: leave --label_map out.")
     if args.ce_weight > 0:
@@ -188,6 +206,13 @@ def command_line(argv: Sequence[str] | None = None) -> str:
     hidden += [i + 1 for i in hidden if "=" not in words[i]]
     kept = [word for i, word in enumerate(words) if i not in hidden]
     return shlex.join(["accelerate", "launch", "scripts/distill.py", *kept])
+
+
+def quiet() -> None:
+    """Our own messages plainly, the libraries' only when they are errors."""
+    logging.basicConfig(format="%(message)s")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def run(main: Callable[[], Any]) -> None:

@@ -74,7 +74,7 @@ def load_data(
     `ignore_labels` it is always None.
 
     Raises:
-        InputError: no such data set, split or column; labels that are out of range.
+        InputError: no such data set, split or column; labels that are out of range; an unreadable image.
     """
     splits = load_digits() if name == "digits" else _load(name, config, revision)
     eval_split = eval_split or next((s for s in EVAL_SPLITS if s in splits and s != train_split), None)
@@ -95,6 +95,8 @@ def load_data(
         eval_split, (train, evaluation) = f"{train_split} (held-out tenth)", _hold_out(train, seed)
     else:
         evaluation = splits[eval_split]
+    for rows in (train, evaluation):
+        check_images(rows, f"data set {name}:")
     digits = name == "digits"
     return Data(name, train, evaluation, eval_split, label_names, flip=not digits, crop_scale=0.6 if digits else 0.08)
 

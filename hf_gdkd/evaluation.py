@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .errors import InputError
 from .metrics import classification_metrics
-from .teacher import Teacher, logits_of
+from .teacher import Teacher, logits_of, mean_prediction
 from .views import EvalTransform, View, collate
 
 
@@ -29,10 +30,11 @@ def predict(
     The time is that of the forward passes alone, the first batch left out where there are several.
     """
     model = model.to(device).eval()
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
     loader = DataLoader(rows.with_transform(EvalTransform(view)), batch_size, collate_fn=collate)
     logits, labels, seconds, images = [], [], 0.0, 0
     for batch in tqdm(loader, desc="evaluating", leave=False):
-        pixels = batch["pixel_values"].to(device)
+        pixels = batch["pixel_values"].to(device, dtype)
         start = time.perf_counter()
         logits.append(logits_of(model(pixels)).float().cpu().numpy())
         if len(logits) > 1 or len(loader) == 1:
@@ -61,24 +63,30 @@ def measure(
     return logits, numbers | size_of(model, view) | {"images_per_second": speed}
 
 
+def measure_teacher(teacher: Teacher, rows: Dataset, **options: Any) -> tuple[np.ndarray, dict[str, float]]:
+    """`measure` of a teacher through its own view, in the label space that it was matched to."""
+    columns = None if teacher.columns is None else teacher.columns.cpu().numpy()
+    return measure(teacher.model, rows, teacher.view, columns=columns, **options)
+
+
 def check_teacher(
-    teacher: Teacher, view: View, rows: Dataset, *, samples: int = 500, allow_weak: bool = False
+    teacher: Teacher,
+    rows: Dataset,
+    *,
+    samples: int = 500,
+    allow_weak: bool = False,
+    device: torch.device | str = "cpu",
 ) -> float:
-    """Print and return the teacher's top-1 accuracy on a few hundred random samples, seen as its processor says.
+    """Print and return the teacher's top-1 accuracy on a few hundred random samples, seen through its own view.
 
     Raises:
         InputError: it is near chance, less than three standard deviations above 1 / C, and not `allow_weak`.
     """
     rows = rows.shuffle(seed=0).select(range(min(samples, len(rows))))
-    device = next(teacher.model.parameters()).device
-    right = 0
-    loader = DataLoader(rows.with_transform(EvalTransform(view)), 64, collate_fn=collate)
-    for batch in tqdm(loader, desc="checking the teacher", leave=False):
-        logits = teacher({"teacher_pixel_values": batch["pixel_values"].to(device)})
-        right += int((logits.argmax(-1).cpu() == batch["labels"]).sum())
-    accuracy, chance = right / len(rows), 1 / logits.shape[-1]
+    logits, numbers = measure_teacher(teacher, rows, device=device)
+    accuracy, chance = numbers["top1"], 1 / logits.shape[-1]
     if PartialState().is_main_process:
-        print(f"teacher: top-1 {accuracy:.1%} on {len(rows)} samples")
+        print(f"{teacher.name}: top-1 {accuracy:.1%} on {len(rows)} samples")
     if accuracy < chance + 3 * (chance * (1 - chance) / len(rows)) ** 0.5 and not allow_weak:
         raise InputError(
             f"the teacher's top-1 accuracy is {accuracy:.1%} on {len(rows)} samples, near chance ({chance:.1%}): its "
@@ -86,6 +94,34 @@ def check_teacher(
             "images; mend that with --label_map or another --teacher, or distil it with --allow_weak_teacher."
         )
     return accuracy
+
+
+def side_by_side(
+    student: nn.Module,
+    teachers: Sequence[Teacher],
+    rows: Dataset,
+    view: View,
+    *,
+    weights: Sequence[float] | None = None,
+    labelled: bool = True,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """The student's size and speed, its `agreement` with the teachers, and every number of each of these.
+
+    Without labels of its own (not `labelled`) a teacher has size and speed only.
+    """
+    kept = {"parameters", "flops", "images_per_second"}
+    logits, numbers = measure(student, rows, view, device=device)
+    metrics: dict[str, Any] = {key: numbers[key] for key in numbers if key in kept}
+    answers, by_name = [], {}
+    for teacher in teachers:
+        answer, numbers = measure_teacher(teacher, rows, device=device)
+        answers.append(torch.from_numpy(answer))
+        by_name[teacher.name] = {key: value for key, value in numbers.items() if labelled or key in kept}
+    if teachers:
+        together = mean_prediction(answers, weights).argmax(-1).numpy()
+        metrics |= {"agreement": float((logits.argmax(-1) == together).mean()), "teachers": by_name}
+    return metrics
 
 
 @torch.no_grad()

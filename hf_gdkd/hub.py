@@ -31,7 +31,7 @@ def write_card(
 ) -> None:
     """Write README.md, the card of the student in `folder`; `command` is what started the run."""
     name = Path(folder).resolve().name
-    student, teacher = resolve_name(script.student), script.teacher and resolve_name(script.teacher)
+    student, teachers = resolve_name(script.student), [resolve_name(teacher) for teacher in script.teacher or ()]
     started_from_hub = script.student_init == "pretrained" and not Path(student).is_dir()
     local = data.name == "digits" or Path(data.name).is_dir()
     dataset = "scikit-learn digits" if data.name == "digits" else Path(data.name).name if local else data.name
@@ -53,12 +53,12 @@ def write_card(
         license=script.license or (license_of(student, script.student_revision) if started_from_hub else None),
         library_name="transformers",
         pipeline_tag="image-classification",
-        tags=["image-classification", "knowledge-distillation", "gdkd", f"teacher:{teacher}"]
-        if teacher
+        tags=["image-classification", "knowledge-distillation", "gdkd", *(f"teacher:{name}" for name in teachers)]
+        if teachers
         else ["image-classification"],
         base_model=student if started_from_hub else None,
         base_model_relation="finetune" if started_from_hub else None,
-        teacher_model=teacher,
+        teacher_model=teachers[0] if len(teachers) == 1 else teachers or None,
         datasets=None if local else [data.name],
         metrics=["accuracy"] if "top1" in metrics else None,
         eval_results=results or None,
@@ -77,9 +77,11 @@ def write_card(
         repo=args.hub_model_id or folder,
         student=student,
         pretrained=script.student_init == "pretrained",
-        teacher=teacher,
+        teachers=[
+            f"`{name}`{f'@{commit}' if commit else ''}"
+            for name, commit in zip(teachers, script.teacher_revision or (), strict=True)
+        ],
         student_commit=script.student_revision,
-        teacher_commit=script.teacher_revision,
         dataset_commit=script.dataset_revision,
         command=command,
         hardware=hardware(args.device),

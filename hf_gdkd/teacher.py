@@ -1,17 +1,18 @@
-"""Teacher: what the student listens to."""
+"""Teacher: what the student listens to; one model, or several whose probabilities are averaged."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from .errors import InputError
 from .labels import match_labels
-from .models import class_names
+from .models import class_names, load_processor, load_teacher
 from .views import View
 
 
@@ -30,55 +31,70 @@ class Teacher:
 
     Args:
         model: image classifier; frozen and set to eval mode here, and cast to `dtype` when that is given.
-        dtype: precision of its forward pass, also under autocast; None keeps the model's own.
+        dtype: precision of its forward pass, also under autocast, as a dtype or its name; None keeps the model's own.
         columns: index (C,) of the teacher's class for each of the student's classes; None when they are the same.
         renormalize: (scale, shift), each of shape (3,): teacher pixels = student pixels * scale + shift, for a
             teacher whose view differs from the student's in mean and std only.
+        view: how the model sees an image; None: as the student does.
+        name: what messages call it.
+        pixels: key of its own view in a batch; without it, `pixel_values` serve.
     """
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         columns: Tensor | None = None,
         renormalize: tuple[Tensor, Tensor] | None = None,
+        view: View | None = None,
+        name: str = "teacher",
+        pixels: str = "teacher_pixel_values",
     ) -> None:
         self.model = model.requires_grad_(False).eval()
+        if isinstance(dtype, str):
+            dtype = getattr(torch, dtype)
         if dtype is not None:
             self.model.to(dtype)
-        self.dtype = dtype
-        self.columns = columns
+        self.dtype, self.columns, self.view, self.name, self.pixels = dtype, columns, view, name, pixels
         self.renormalize = renormalize and tuple(t.view(3, 1, 1) for t in renormalize)
         self._finite = False
 
     @classmethod
-    def matched(
+    def load(
         cls,
-        model: PreTrainedModel,
-        view: View,
-        student_view: View,
-        label_names: Sequence[str],
+        name: str,
         *,
-        label_map: Mapping[str, str] | None = None,
-        dtype: torch.dtype | None = None,
-        source_name: str = "teacher",
-        target_name: str = "data set",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        **options: Any,
     ) -> Teacher:
-        """The teacher in the label space of a data set, fed with the student's pixels where its own view allows.
+        """A teacher with its own view, by the name of a model; see `models.load_teacher` for names and errors."""
+        source = {"revision": revision, "trust_remote_code": trust_remote_code}
+        view = View(load_processor(name, **source))
+        return cls(load_teacher(name, **source), view=view, name=name, **options)
+
+    def match(
+        self,
+        label_names: Sequence[str],
+        student_view: View,
+        label_map: Mapping[str, str] | None = None,
+        *,
+        data_name: str = "data set",
+    ) -> None:
+        """Answer in the label space of a data set, fed with the student's pixels where the own view allows.
+
+        Sets `columns`, and `renormalize` where the views differ in mean and std only.
 
         Raises:
-            InputError: classes that do not match by name; see `match_labels`, whose last arguments these are.
+            InputError: classes that do not match by name; see `match_labels`.
         """
-        names = class_names(model)
-        columns = match_labels(names, label_names, label_map, source_name=source_name, target_name=target_name)
-        alike, same = view.same_geometry(student_view), view.same_normalization(student_view)
-        return cls(
-            model,
-            dtype=dtype,
-            columns=None if columns == list(range(len(names))) else torch.tensor(columns),
-            renormalize=None if same or not alike else student_view.renormalize_to(view),
-        )
+        names = class_names(self.model)
+        columns = match_labels(names, label_names, label_map, source_name=self.name, target_name=data_name)
+        self.columns = None if columns == list(range(len(names))) else torch.tensor(columns)
+        if self.view.same_geometry(student_view) and not self.view.same_normalization(student_view):
+            scale, shift = student_view.renormalize_to(self.view)
+            self.renormalize = scale.view(3, 1, 1), shift.view(3, 1, 1)
 
     @property
     def num_labels(self) -> int | None:
@@ -103,8 +119,8 @@ class Teacher:
         Raises:
             InputError: the first batch's logits are not finite.
         """
-        own = "teacher_pixel_values" in batch
-        pixels = batch["teacher_pixel_values" if own else "pixel_values"]
+        own = self.pixels in batch
+        pixels = batch[self.pixels if own else "pixel_values"]
         if self.renormalize is not None and not own:
             scale, shift = self.renormalize
             pixels = torch.addcmul(shift, pixels, scale)
@@ -125,3 +141,40 @@ class Teacher:
                 f"(rows {bad[:5]}): check its weights, or use --teacher_dtype float32."
             )
         self._finite = True
+
+
+def mean_prediction(logits: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
+    """The logarithm of the weighted mean of the probabilities (T = 1) of logits (N, C) each: (N, C) in float32.
+
+    Raises:
+        InputError: another number of weights than of logits, or a weight that is not positive.
+    """
+    weights = [1.0] * len(logits) if weights is None else list(weights)
+    if len(weights) != len(logits) or not all(math.isfinite(w) and w > 0 for w in weights):
+        raise InputError(f"teacher_weights are {weights}: give a positive number for each of {len(logits)} teachers.")
+    log_weights = [math.log(w / sum(weights)) for w in weights]
+    pairs = zip(logits, log_weights, strict=True)
+    return torch.stack([each.float().log_softmax(-1) + w for each, w in pairs]).logsumexp(0)
+
+
+class Ensemble:
+    """Several teachers as one, by the mean of their probabilities; each has a view and columns of its own.
+
+    They run one after the other: beside their weights, the activations of one are held at a time, and all logits.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], weights: Sequence[float] | None = None) -> None:
+        self.teachers, self.weights = list(teachers), weights
+
+    @property
+    def num_labels(self) -> int | None:
+        return self.teachers[0].num_labels
+
+    def to(self, device: torch.device) -> Ensemble:
+        for teacher in self.teachers:
+            teacher.to(device)
+        return self
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Log-probabilities (N, C) in float32; errors as `mean_prediction`'s."""
+        return mean_prediction([teacher(batch) for teacher in self.teachers], self.weights)

@@ -66,7 +66,7 @@ class GDKDTrainer(Trainer):
         if isinstance(teacher_model, str):
             teacher_model = load_teacher(teacher_model)
         if isinstance(teacher_model, nn.Module):
-            teacher_model = Teacher(teacher_model, dtype=args.teacher_dtype and getattr(torch, args.teacher_dtype))
+            teacher_model = Teacher(teacher_model, dtype=args.teacher_dtype)
         smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0  # Trainer's own wants a config
         super().__init__(model, args, **kwargs)
         args.label_smoothing_factor = smoothing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -81,19 +81,20 @@ class View:
 
 
 class TrainTransform:
-    """One random crop and flip a sample, then the student's view of it and, where it differs, the teacher's.
+    """One random crop and flip a sample, then the student's view of it and those of teachers that differ.
 
     Args:
         student: the student's view, in `pixel_values`.
-        teacher: the teacher's, in `teacher_pixel_values`; None when the student's serves both.
+        teachers: further views, by their key in the batch, such as `teacher_pixel_values`.
         crop_scale: smallest share of the image's area that a crop keeps; 1 keeps the whole image.
         flip: flip half of the images from left to right.
     """
 
     def __init__(
-        self, student: View, teacher: View | None = None, *, crop_scale: float = 0.08, flip: bool = True
+        self, student: View, teachers: Mapping[str, View] | None = None, *, crop_scale: float = 0.08, flip: bool = True
     ) -> None:
-        self.student, self.teacher, self.scale, self.flip = student, teacher, (crop_scale, 1.0), flip
+        self.views = {"pixel_values": student, **(teachers or {})}
+        self.scale, self.flip = (crop_scale, 1.0), flip
 
     def crop(self, image: PILImage.Image) -> PILImage.Image:
         """The crop, at the image's own resolution, so that each view resizes once."""
@@ -103,9 +104,7 @@ class TrainTransform:
 
     def __call__(self, batch: dict[str, list]) -> dict[str, object]:
         crops = [self.crop(image) for image in batch["image"]]
-        views = {"pixel_values": self.student.squash(crops)}
-        if self.teacher is not None:
-            views["teacher_pixel_values"] = self.teacher.squash(crops)
+        views = {name: view.squash(crops) for name, view in self.views.items()}
         return views | {key: batch[key] for key in ("labels",) if key in batch}
 
 

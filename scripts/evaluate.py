@@ -1,9 +1,10 @@
-"""Measure a model on a data set, and its agreement with a teacher.
+"""Measure a model on a data set, beside its teacher and a baseline.
 
     python scripts/evaluate.py --model runs/student --dataset digits --teacher runs/digits-teacher
 
-Prints and writes (`--output`, by default evaluation.json in the model's folder) top-1, top-5, negative
-log-likelihood in nats, expected calibration error, parameters, FLOPs and images a second, for both models.
+Prints and writes (`--output`, by default evaluation.json in the model's folder) top-1, top-5, negative log-likelihood
+in nats, expected calibration error, parameters, FLOPs and images a second of every model, and the agreement of model
+and baseline with the teacher.
 """
 
 from __future__ import annotations
@@ -14,22 +15,17 @@ if __name__ == "__main__":
     sys.path.pop(0)  # evaluate.py in this folder must not stand in for the library evaluate
 
 import json
-import logging
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from transformers.utils import logging as transformers_logging
 
-from hf_gdkd.cli import run
-from hf_gdkd.data import Data, check_images, load_data
-from hf_gdkd.evaluation import predict, size_of
-from hf_gdkd.labels import match_labels
-from hf_gdkd.metrics import Agreement, ImageClassification
-from hf_gdkd.models import class_names, load_processor, load_teacher
-from hf_gdkd.views import View
+from hf_gdkd.cli import quiet, run
+from hf_gdkd.data import load_data
+from hf_gdkd.evaluation import measure_teacher
+from hf_gdkd.metrics import Agreement
+from hf_gdkd.teacher import Teacher
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
@@ -39,29 +35,38 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--dataset", required=True, help="Hub id, local folder, or digits")
     parser.add_argument("--split", help="default: validation, valid, val or test")
     parser.add_argument("--teacher", help="model to agree with, likewise named")
+    parser.add_argument("--baseline", help="model to compare with, such as the same student trained without a teacher")
     parser.add_argument("--image_column")
     parser.add_argument("--label_column")
-    parser.add_argument("--revision", help="branch, tag or commit of the model")
-    parser.add_argument("--teacher_revision", help="branch, tag or commit of the teacher")
+    for role in ("", "teacher_", "baseline_", "dataset_"):
+        parser.add_argument(f"--{role}revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", help="JSON file to write")
     options = parser.parse_args(argv)
-    logging.basicConfig(format="%(message)s")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet()
 
+    split = {} if options.split is None else {"train_split": options.split, "eval_split": options.split}
     columns = {"image_column": options.image_column, "label_column": options.label_column}
-    data = load_data(options.dataset, eval_split=options.split, require_labels=True, **columns)
-    check_images(data.eval, f"data set {data.name}:")
-
-    logits, numbers = measure(options.model, options.revision, data, options.batch_size, options.device)
-    results = {options.model: numbers}
-    if options.teacher is not None:
-        teacher_logits, results[options.teacher] = measure(
-            options.teacher, options.teacher_revision, data, options.batch_size, options.device
+    data = load_data(options.dataset, revision=options.dataset_revision, require_labels=True, **split, **columns)
+    results, logits = {}, {}
+    named = {
+        options.model: options.revision,
+        options.teacher: options.teacher_revision,
+        options.baseline: options.baseline_revision,
+    }
+    named.pop(None, None)
+    for name, revision in named.items():
+        model = Teacher.load(name, revision=revision)
+        model.match(data.label_names, model.view, data_name=data.name)
+        logits[name], results[name] = measure_teacher(
+            model, data.eval, batch_size=options.batch_size, device=options.device
         )
-        numbers |= Agreement(keep_in_memory=True).compute(predictions=logits, references=teacher_logits)
+    for name in (options.model, options.baseline):
+        if options.teacher is not None and name not in (None, options.teacher):
+            results[name] |= Agreement(keep_in_memory=True).compute(
+                predictions=logits[name], references=logits[options.teacher]
+            )
 
     for name, numbers in results.items():
         print(f"{name} on {data.name} ({data.eval_split}, {len(data.eval)} images)")
@@ -71,17 +76,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"written to {output}")
     return results
-
-
-def measure(
-    name: str, revision: str | None, data: Data, batch_size: int, device: str
-) -> tuple[np.ndarray, dict[str, float]]:
-    """Logits in the data set's label space, and the numbers of one model."""
-    model, view = load_teacher(name, revision=revision), View(load_processor(name, revision=revision))
-    logits, labels, speed = predict(model, data.eval, view, batch_size=batch_size, device=device)
-    logits = logits[:, match_labels(class_names(model), data.label_names, source_name=name, target_name=data.name)]
-    numbers = ImageClassification(keep_in_memory=True).compute(predictions=logits, references=labels)
-    return logits, numbers | size_of(model, view) | {"images_per_second": speed}
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def same(first, second):
 def test_flags():
     script, args = parse([*MODELS, "--loss", "gdkd3", "--k", "4", "--temperature=2", "--dataset", "digits", "--flip",
                           "false", "--learning-rate", "1e-3", "--bf16", "false", "--overwrite"])  # fmt: skip
-    assert (script.teacher, script.student, script.dataset) == ("big", "small", "digits")
+    assert (script.teacher, script.student, script.dataset) == (["big"], "small", "digits")
     assert script.flip is False and script.overwrite is True and script.crop_scale is None
     assert (args.loss, args.k, args.temperature, args.learning_rate) == ("gdkd3", 4, 2.0, 1e-3)
 
@@ -69,7 +69,7 @@ def test_recipe(tmp_path, name):
               "flip": False, "bf16": False, "lr_scheduler_kwargs": {"num_cycles": 2}, "save_total_limit": None,
               }  # fmt: skip
     script, args = parse(["--config", write(tmp_path / name, recipe)])
-    assert (script.student, script.teacher, script.flip) == ("small", "big", False)
+    assert (script.student, script.teacher, script.flip) == ("small", ["big"], False)
     assert (args.loss, args.temperatures, args.learning_rate) == ("mlkd", [1.0, 3.0], 0.01)
     assert args.lr_scheduler_kwargs == {"num_cycles": 2} and args.save_total_limit is None
 
@@ -85,7 +85,7 @@ def test_flags_override_the_recipe(tmp_path):
     recipe = write(tmp_path / "r.yaml", {"student": "a", "teacher": "b", "k": 3, "temperature": 2.0, "overwrite": True})
     for argv in (["--config", recipe, "--k", "4"], ["--k", "4", "--config", recipe]):
         script, args = parse([*argv, "--student", "c", "--overwrite", "false"])
-        assert (script.student, script.teacher, args.k, args.temperature) == ("c", "b", 4, 2.0)
+        assert (script.student, script.teacher, args.k, args.temperature) == ("c", ["b"], 4, 2.0)
         assert script.overwrite is False
 
 

@@ -378,7 +378,7 @@ def test_student_and_teacher_see_one_crop(teacher):
         if teacher
         else timm_processor(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
     )
-    transform = TrainTransform(student, View(other), crop_scale=0.3)
+    transform = TrainTransform(student, {"teacher_pixel_values": View(other)}, crop_scale=0.3)
     torch.manual_seed(0)
     batch = transform({"image": [picture(0, (64, 64))] * 24, "labels": list(range(24))})
     assert batch["labels"] == list(range(24))
@@ -436,8 +436,8 @@ def test_every_mode_becomes_rgb(mode):
 def test_batches_of_a_loader(workers, separate):
     data = load_data("digits")
     view = View(transformers.ViTImageProcessor(size=CROP))
-    teacher = View(timm_processor()) if separate else None
-    rows = data.eval.with_transform(TrainTransform(view, teacher, flip=False))
+    teachers = {"teacher_pixel_values": View(timm_processor())} if separate else None
+    rows = data.eval.with_transform(TrainTransform(view, teachers, flip=False))
     batches = list(DataLoader(rows, 100, num_workers=workers, collate_fn=collate))
     assert [len(batch["labels"]) for batch in batches] == [100, 100, 100, 60]
     assert torch.cat([batch["labels"] for batch in batches]).tolist() == data.eval["labels"][:]

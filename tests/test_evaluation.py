@@ -92,9 +92,9 @@ def test_a_teacher_near_chance_is_refused_unless_allowed():
         def forward(self, pixel_values):
             return self.bias.expand(len(pixel_values), -1)
 
-    teacher = Teacher(Constant())
+    teacher = Teacher(Constant(), view=VIEW)
     with pytest.raises(
         InputError, match=r"top-1 accuracy is \d+\.\d% on 360 samples, near chance \(10\.0%\).*label_map"
     ):
-        check_teacher(teacher, VIEW, data.eval)
-    assert check_teacher(teacher, VIEW, data.eval, allow_weak=True) == pytest.approx(0.1, abs=0.05)
+        check_teacher(teacher, data.eval)
+    assert check_teacher(teacher, data.eval, allow_weak=True) == pytest.approx(0.1, abs=0.05)
