@@ -16,10 +16,11 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
+from .augment import AUTO_AUGMENT
 from .config import GDKDConfig
-from .errors import InputError, PushError, first_sentence
+from .errors import InputError, PushError, TrainingError, first_sentence
 
-EXIT_BAD_INPUT, EXIT_PUSH_FAILED = 2, 3
+EXIT_CODES = {InputError: 2, PushError: 3, TrainingError: 4}
 
 # Not in a recipe: where the run was, and secrets.
 UNRECORDED = (
@@ -71,6 +72,14 @@ class DistillArguments:
     label_column: str | None = _field(None, "Column of the labels; unset: found by name and type.")
     crop_scale: float | None = _field(None, "Smallest share of an image's area in a random crop; 1: no crop.")
     flip: bool | None = _field(None, "Flip half of the training images; unset: yes, but not digits.")
+    auto_augment: str | None = _field(None, "randaugment, or the AutoAugment policy of cifar10 or imagenet.")
+    random_erasing: float = _field(0.0, "Probability that a rectangle of a training image is erased.")
+    mixup_alpha: float = _field(0.0, "Mix training images: alpha of mixup (0.2 is usual); 0: no.")
+    cutmix_alpha: float = _field(0.0, "Paste rectangles of other images: alpha of CutMix (1 is usual); 0: no.")
+    repeated_augmentation: int = _field(1, "How often an image stands in an epoch, augmented anew each time.")
+    early_stopping_patience: int | None = _field(
+        None, "Stop after so many evaluations without a better one, and keep the best (top-1 unless told otherwise)."
+    )
     label_map: list[str] | None = _field(
         None, "File (yaml, json) that maps the data set's classes to the teacher's; for several teachers one each."
     )
@@ -116,6 +125,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
         parser.set_defaults(output_dir=os.path.join("runs", f"{os.path.basename(flags.student)}-{flags.loss}"))
     if flags.label_free:
         parser.set_defaults(ce_weight=0.0)
+    if flags.early_stopping_patience is not None:
+        metric = "agreement" if flags.label_free else "top1"
+        parser.set_defaults(load_best_model_at_end=True, metric_for_best_model=metric)
     try:
         script, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except InputError:
@@ -140,7 +152,23 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
         _check_label_free(script, args)
     if script.crop_scale is not None and not 0 < script.crop_scale <= 1:
         raise InputError(f"crop_scale is {script.crop_scale}: give a number above 0 and at most 1.")
+    _check_augmentation(script, args)
     return script, args
+
+
+def _check_augmentation(script: DistillArguments, args: GDKDConfig) -> None:
+    if script.auto_augment not in (None, *AUTO_AUGMENT):
+        raise InputError(f"auto_augment is {script.auto_augment!r}: choose one of {', '.join(AUTO_AUGMENT)}.")
+    if not 0 <= script.random_erasing <= 1:
+        raise InputError(f"random_erasing is {script.random_erasing}: give a probability from 0 to 1.")
+    for name, least in (("mixup_alpha", 0), ("cutmix_alpha", 0), ("repeated_augmentation", 1)):
+        if (value := getattr(script, name)) < least:
+            raise InputError(f"{name} is {value}: give a number of at least {least}.")
+    if script.mixup_alpha + script.cutmix_alpha > 0 and args.loss == "dkd" and args.partition != "top1":
+        raise InputError(
+            "mixup and CutMix make soft labels, and dkd sets one label apart, which a mixed image has not: give --loss "
+            "gdkd, or --partition top1."
+        )
 
 
 def _check_label_free(script: DistillArguments, args: GDKDConfig) -> None:
@@ -216,9 +244,9 @@ def quiet() -> None:
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run a script's main; bad input ends it with one sentence and exit code 2, a failed push with 3."""
+    """Run a script's main; what we know to go wrong ends it with one sentence and a code of `EXIT_CODES`."""
     try:
         main()
-    except (InputError, PushError) as error:
+    except tuple(EXIT_CODES) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_PUSH_FAILED)
+        sys.exit(EXIT_CODES[type(error)])

@@ -86,6 +86,10 @@ class GDKDConfig(TrainingArguments):
         default=None,
         metadata={"help": f"Teacher's precision: {', '.join(TEACHER_DTYPES)}; unset: as it was loaded."},
     )
+    ema_decay: float | None = _option(
+        "Evaluate and save an exponential moving average of the student's weights: the share, above 0 and below 1, "
+        "that the average keeps at a step (0.9999 for long runs; less in the first steps). Unset: no average."
+    )
     hub_strategy: str = field(
         default="end",
         metadata={"help": "When to push: end, with the card; every_save, checkpoint, all_checkpoints: as in Trainer."},
@@ -113,6 +117,8 @@ class GDKDConfig(TrainingArguments):
                 raise InputError(f"{name} is {value}: give a finite number that is 0 or more.")
         if self.teacher_dtype not in (None, *TEACHER_DTYPES):
             raise InputError(f"teacher_dtype is {self.teacher_dtype!r}: choose one of {', '.join(TEACHER_DTYPES)}.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise InputError(f"ema_decay is {self.ema_decay}: give a number above 0 and below 1, such as 0.999.")
         self.build_loss()
         super().__post_init__()
         launched = int(os.environ.get("WORLD_SIZE", "1"))

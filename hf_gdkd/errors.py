@@ -5,6 +5,10 @@ class InputError(ValueError):
     """Bad input: what came, what was expected, what to do. The scripts print it alone and exit with 2."""
 
 
+class TrainingError(RuntimeError):
+    """Training could not go on. The scripts print it alone and exit with 4."""
+
+
 class PushError(RuntimeError):
     """A finished student could not be uploaded. The scripts print it alone and exit with 3."""
 

@@ -83,7 +83,7 @@ def check_teacher(
         InputError: it is near chance, less than three standard deviations above 1 / C, and not `allow_weak`.
     """
     rows = rows.shuffle(seed=0).select(range(min(samples, len(rows))))
-    logits, numbers = measure_teacher(teacher, rows, device=device)
+    logits, numbers = measure_teacher(teacher.to(torch.device(device)), rows, device=device)
     accuracy, chance = numbers["top1"], 1 / logits.shape[-1]
     if PartialState().is_main_process:
         print(f"{teacher.name}: top-1 {accuracy:.1%} on {len(rows)} samples")

@@ -38,6 +38,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def best_and_last(log_history: Sequence[Mapping[str, float]], metric: str) -> dict[str, dict[str, float]]:
+    """The best and the last evaluation during training: the metric (higher is better) and the epoch of each."""
+    rows = [{metric: row[f"eval_{metric}"], "epoch": row["epoch"]} for row in log_history if f"eval_{metric}" in row]
+    return {"best": max(rows, key=lambda row: row[metric]), "last": rows[-1]} if rows else {}
+
+
 def draw_training(folder: str | Path, log_history: Sequence[Mapping[str, float]], title: str) -> None:
     """Draw training.png: the loss and its parts, and the evaluation accuracy (or agreement), over epochs."""
     from matplotlib.figure import Figure

@@ -104,13 +104,32 @@ class Teacher:
         return getattr(getattr(self.model, "config", None), "num_labels", None)
 
     def to(self, device: torch.device) -> Teacher:
-        """Move everything the teacher needs to `device`."""
+        """Move everything the teacher needs to `device`.
+
+        Raises:
+            InputError: it does not fit there.
+        """
+        if device.type == "cuda":
+            self._check_memory(device)
         self.model.to(device)
         if self.columns is not None:
             self.columns = self.columns.to(device)
         if self.renormalize is not None:
             self.renormalize = tuple(t.to(device) for t in self.renormalize)
         return self
+
+    def _check_memory(self, device: torch.device) -> None:
+        needed = sum(t.nbytes for t in self.model.parameters() if t.device.type != device.type)
+        free, _ = torch.cuda.mem_get_info(device)
+        if needed > free:
+            raise InputError(
+                f"the teacher {self.name} takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}: "
+                "give --teacher_dtype bfloat16, a smaller teacher, or a device with more memory."
+            )
+
+    def compile(self, **options: Any) -> None:
+        """Compile the model's forward pass; options as `torch.compile`'s."""
+        self.model.compile(**options)
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -174,6 +193,10 @@ class Ensemble:
         for teacher in self.teachers:
             teacher.to(device)
         return self
+
+    def compile(self, **options: Any) -> None:
+        for teacher in self.teachers:
+            teacher.compile(**options)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Log-probabilities (N, C) in float32; errors as `mean_prediction`'s."""

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .config import GDKDConfig
+from .ema import EMA
 from .errors import InputError, first_sentence
+from .finite import FiniteLoss
 from .models import load_teacher
-from .teacher import Teacher, logits_of
+from .teacher import Ensemble, Teacher, logits_of
 
 
 class GDKDTrainer(Trainer):
@@ -36,8 +40,8 @@ class GDKDTrainer(Trainer):
     Args:
         model: the student: a transformers or timm image classifier, or any module that maps `pixel_values`
             (N, 3, H, W) to logits (N, C).
-        teacher_model: a model likewise, a `Teacher`, or the name of one (Hub id, timm id, folder); None with
-            `loss="ce"` only.
+        teacher_model: a model likewise, a `Teacher`, an `Ensemble` of them, or the name of one (Hub id, timm id,
+            folder); None with `loss="ce"` only.
         args: a GDKDConfig.
         **kwargs: what `transformers.Trainer` takes.
 
@@ -51,7 +55,7 @@ class GDKDTrainer(Trainer):
     def __init__(
         self,
         model: nn.Module | None = None,
-        teacher_model: nn.Module | Teacher | str | None = None,
+        teacher_model: nn.Module | Teacher | Ensemble | str | None = None,
         args: GDKDConfig | None = None,
         **kwargs: Any,
     ) -> None:
@@ -79,8 +83,18 @@ class GDKDTrainer(Trainer):
                 f"there are {len(args.class_weights)} class_weights and {num_labels} classes: give one each."
             )
         self.class_weights = args.class_weights and torch.tensor(args.class_weights, device=args.device)
+        self._parts = self.distillation_loss and self.distillation_loss.parts
+        if args.torch_compile and self.teacher is not None:
+            options = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
+            self.teacher.compile(**options)
+            self._parts = torch.compile(self._parts, **options)
         self.label_names = ["labels"]  # Trainer finds none when a plain module's forward takes none
         self.add_callback(_Epochs(self.train_dataset))
+        self.finite = FiniteLoss(self.model, self.accelerator.reduce, self._save_state)
+        self.add_callback(self.finite)
+        self.ema = args.ema_decay and EMA(self.model, args.ema_decay)
+        if self.ema is not None:
+            self.add_callback(self.ema)
         self._sums: Tensor | None = None
         self._steps_per_epoch = 1
 
@@ -98,6 +112,19 @@ class GDKDTrainer(Trainer):
         """As Trainer's; what an earlier call left unlogged is not part of this one."""
         self._sums = None
         return super().train(*args, **kwargs)
+
+    def _save_state(self) -> str:
+        self._save_checkpoint(self.model_wrapped, trial=None)
+        return os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As Trainer's, of the moving average where there is one."""
+        with self.ema.in_place() if self.ema is not None else nullcontext():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """As Trainer's, unless the data set has a sampler of its own, as `Augmented` has for repeated augmentation."""
+        return getattr(self.train_dataset, "sampler", None) or super()._get_train_sampler(train_dataset)
 
     def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple:
         """As Trainer's; the optimizer steps of an epoch are kept, for the ramp."""
@@ -145,19 +172,20 @@ class GDKDTrainer(Trainer):
         ramp = self.args.ramp(self.state.global_step / self._steps_per_epoch)
         if self.teacher is not None:
             teacher_logits = self.teacher(inputs)
-            parts = self.distillation_loss.parts(student_logits, teacher_logits, labels)
+            parts = self._parts(student_logits, teacher_logits, labels)
             terms["kd"] = _sum_over_samples(self.distillation_loss.weigh(parts), size)
             if len(parts) > 1:
                 for name, part in parts.items():
                     name = f"{self.args.loss}_kd" if name == "kd" else name
                     terms[name] = _sum_over_samples(part.detach(), size)
             loss = loss + terms["kd"] * (ramp * self.args.kd_weight * scale)
-        self._remember(terms, size, ramp)
+        self._remember(terms, size, ramp, inputs.get("sample_id"))
         return (loss, {"logits": student_logits}) if return_outputs else loss
 
-    def _remember(self, terms: dict[str, Tensor], size: int, ramp: float) -> None:
+    def _remember(self, terms: dict[str, Tensor], size: int, ramp: float, rows: Tensor | None) -> None:
         """Add this micro-batch's terms to the running sums, on the device, without a synchronisation."""
         sums = torch.stack([term.detach() for term in terms.values()])
+        self.finite.note(list(terms), sums, rows)
         if self._sums is None:
             self._sums, self._sum_names, self._samples = torch.zeros_like(sums), list(terms), 0
         self._sums += sums
@@ -179,8 +207,11 @@ class GDKDTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As Trainer's, without `training_args.bin`: a pickle that holds the Hub token, and that nothing reads."""
         super()._save(output_dir, state_dict)
+        folder = output_dir or self.args.output_dir
         if self.args.should_save:
-            os.remove(os.path.join(output_dir or self.args.output_dir, TRAINING_ARGS_NAME))
+            os.remove(os.path.join(folder, TRAINING_ARGS_NAME))
+            if self.ema is not None:
+                self.ema.save(folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """As Trainer's, unless a card is there already, such as the one that the scripts write."""
@@ -190,6 +221,8 @@ class GDKDTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """As Trainer's, which leaves out, with no error, what `save_pretrained` renames (a ViT's weights)."""
         student = self.model if model is None else model
+        if self.ema is not None:
+            self.ema.load(resume_from_checkpoint)
         if not isinstance(student, PreTrainedModel) or self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         saved, info = type(student).from_pretrained(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from PIL import Image as PILImage
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 from transformers import BaseImageProcessor
 from transformers.image_processing_backends import TorchvisionBackend
 
+from .augment import Mix
 from .errors import InputError
 
 
@@ -88,23 +90,33 @@ class TrainTransform:
         teachers: further views, by their key in the batch, such as `teacher_pixel_values`.
         crop_scale: smallest share of the image's area that a crop keeps; 1 keeps the whole image.
         flip: flip half of the images from left to right.
+        augment: what is done to the crop before the views are made.
     """
 
     def __init__(
-        self, student: View, teachers: Mapping[str, View] | None = None, *, crop_scale: float = 0.08, flip: bool = True
+        self,
+        student: View,
+        teachers: Mapping[str, View] | None = None,
+        *,
+        crop_scale: float = 0.08,
+        flip: bool = True,
+        augment: Callable[[PILImage.Image], PILImage.Image] = lambda crop: crop,
     ) -> None:
         self.views = {"pixel_values": student, **(teachers or {})}
-        self.scale, self.flip = (crop_scale, 1.0), flip
+        self.scale, self.flip, self.augment = (crop_scale, 1.0), flip, augment
 
     def crop(self, image: PILImage.Image) -> PILImage.Image:
         """The crop, at the image's own resolution, so that each view resizes once."""
         top, left, height, width = RandomResizedCrop.get_params(image, self.scale, (3 / 4, 4 / 3))
         crop = TF.crop(image.convert("RGB"), top, left, height, width)
-        return TF.horizontal_flip(crop) if self.flip and torch.rand(()) < 0.5 else crop
+        return self.augment(TF.horizontal_flip(crop) if self.flip and torch.rand(()) < 0.5 else crop)
+
+    def see(self, crops: Sequence[PILImage.Image]) -> dict[str, object]:
+        """Every view of the crops, by its key in the batch."""
+        return {name: view.squash(crops) for name, view in self.views.items()}
 
     def __call__(self, batch: dict[str, list]) -> dict[str, object]:
-        crops = [self.crop(image) for image in batch["image"]]
-        views = {name: view.squash(crops) for name, view in self.views.items()}
+        views = self.see([self.crop(image) for image in batch["image"]])
         return views | {key: batch[key] for key in ("labels",) if key in batch}
 
 
@@ -113,10 +125,20 @@ class Augmented(Dataset):
 
     So a sample is augmented alike in any process, worker and micro-batch, and after a resumption. GDKDTrainer calls
     `set_epoch`.
+
+    Args:
+        rows: samples with `image` and, if labelled, `labels`.
+        transform: what makes pixels of them.
+        seed: of all random numbers.
+        mix: mixes each sample with another, drawn at random from the whole data set; None: not at all.
+        repeats: how often an image stands in an epoch, augmented anew each time; the epoch stays as long, and other
+            images are left out of it (repeated augmentation: Hoffer et al., arXiv 1901.09335).
     """
 
-    def __init__(self, rows: Sequence, transform: Callable[[dict[str, list]], dict[str, object]], seed: int) -> None:
-        self.rows, self.transform, self.seed = rows, transform, seed
+    def __init__(
+        self, rows: Sequence, transform: TrainTransform, *, seed: int, mix: Mix | None = None, repeats: int = 1
+    ) -> None:
+        self.rows, self.transform, self.seed, self.mix, self.repeats = rows, transform, seed, mix, repeats
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that live on
 
     def set_epoch(self, epoch: int) -> None:
@@ -125,12 +147,47 @@ class Augmented(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, row: int) -> dict[str, object]:
-        seed = np.random.SeedSequence((self.seed, int(self._epoch), row)).generate_state(1, np.uint64)[0]
+    @property
+    def sampler(self) -> Sampler | None:
+        """The order of an epoch where images are repeated; None: the trainer's own."""
+        return _Repeated(self) if self.repeats > 1 else None
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        repeat, row = divmod(index, len(self.rows))
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(int(seed >> 1))
-            batch = self.transform({key: [value] for key, value in self.rows[row].items()})
-        return {key: values[0] for key, values in batch.items()}
+            torch.random.default_generator.manual_seed(self.draw_seed(row, repeat))
+            sample = self.rows[row]
+            if self.mix is None:
+                batch = self.transform({key: [value] for key, value in sample.items()})
+            else:
+                batch = self._mixed(sample, self.rows[int(torch.randint(len(self.rows), ()))])
+        return {key: values[0] for key, values in batch.items()} | {"sample_id": row}
+
+    def draw_seed(self, *numbers: int) -> int:
+        """A seed that depends on the data's own, the epoch and these numbers."""
+        seeds = np.random.SeedSequence((self.seed, int(self._epoch), *numbers)).generate_state(1, np.uint64)
+        return int(seeds[0] >> 1)
+
+    def _mixed(self, *pair: dict[str, object]) -> dict[str, object]:
+        labels = [sample.get("labels", 0) for sample in pair]
+        image, label = self.mix([self.transform.crop(sample["image"]) for sample in pair], labels)
+        return self.transform.see([image]) | ({"labels": [label]} if "labels" in pair[0] else {})
+
+
+class _Repeated(Sampler):
+    """Each drawn row `repeats` times in a row, with another index, and so another augmentation, each time."""
+
+    def __init__(self, data: Augmented) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[int]:
+        rows, repeats = len(self.data), self.data.repeats
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(self.data.draw_seed()))
+        drawn = order[: math.ceil(rows / repeats)].unsqueeze(-1) + rows * torch.arange(repeats)
+        yield from drawn.flatten()[:rows].tolist()
 
 
 class EvalTransform:

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from transformers import EarlyStoppingCallback, set_seed
 
+from hf_gdkd.augment import Mix, image_augmentation
 from hf_gdkd.checkpoints import check_same_run, checkpoint_to_resume
 from hf_gdkd.cli import command_line, parse, quiet, recipe_of, run
 from hf_gdkd.data import load_data
@@ -27,7 +28,7 @@ from hf_gdkd.hub import push, write_card
 from hf_gdkd.labels import load_label_map
 from hf_gdkd.metrics import compute_agreement, compute_metrics
 from hf_gdkd.models import class_names, load_model, load_processor, pin_revision, save_processor
-from hf_gdkd.report import draw_training, read_recipe, write_metrics, write_recipe
+from hf_gdkd.report import best_and_last, draw_training, read_recipe, write_metrics, write_recipe
 from hf_gdkd.teacher import Ensemble, Teacher
 from hf_gdkd.trainer import GDKDTrainer
 from hf_gdkd.views import Augmented, EvalTransform, TrainTransform, View, collate
@@ -71,29 +72,36 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         else:
             check_teacher(teacher, data.eval, allow_weak=script.allow_weak_teacher, device=args.device)
 
+    others = {teacher.pixels: teacher.view for teacher in teachers if not view.same_geometry(teacher.view)}
+    transform = TrainTransform(
+        view,
+        others,
+        crop_scale=data.crop_scale if script.crop_scale is None else script.crop_scale,
+        flip=data.flip if script.flip is None else script.flip,
+        augment=image_augmentation(script.auto_augment, script.random_erasing),
+    )
+    mix = None
+    if script.mixup_alpha + script.cutmix_alpha > 0:
+        alphas = {"mixup_alpha": script.mixup_alpha, "cutmix_alpha": script.cutmix_alpha}
+        mix = Mix(len(data.label_names), max(each.size for each in (view, *others.values())), **alphas)
     trainer = GDKDTrainer(
         model=student,
         teacher_model=Ensemble(teachers, script.teacher_weights) if len(teachers) > 1 else next(iter(teachers), None),
         args=args,
-        train_dataset=Augmented(
-            data.train,
-            TrainTransform(
-                view,
-                {teacher.pixels: teacher.view for teacher in teachers if not view.same_geometry(teacher.view)},
-                crop_scale=data.crop_scale if script.crop_scale is None else script.crop_scale,
-                flip=data.flip if script.flip is None else script.flip,
-            ),
-            seed=args.seed,
-        ),
+        train_dataset=Augmented(data.train, transform, seed=args.seed, mix=mix, repeats=script.repeated_augmentation),
         eval_dataset=data.eval.with_transform(EvalTransform(view)),
         processing_class=processor,
         data_collator=collate,
         compute_metrics=compute_agreement if script.label_free else compute_metrics,
     )
+    if script.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(script.early_stopping_patience))
     if trainer.is_world_process_zero():
         write_recipe(args.output_dir, recipe)
     training = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    metrics = {key.removeprefix("eval_"): value for key, value in trainer.evaluate().items() if key != "epoch"}
+    judged = "agreement" if script.label_free else "top1"
+    metrics = best_and_last(trainer.state.log_history, judged)
+    metrics |= {key.removeprefix("eval_"): value for key, value in trainer.evaluate().items() if key != "epoch"}
     trainer.save_model(_internal_call=True)  # nothing is pushed before the card is written
 
     seconds = training["train_runtime"]  # evaluations included
@@ -108,7 +116,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         write_metrics(folder, metrics)
         draw_training(folder, trainer.state.log_history, f"{folder}: {args.loss} on {data.name}")
         write_card(folder, script, args, data, metrics, command=command_line(argv))
-        judged = "agreement" if script.label_free else "top1"
         print(f"{folder}: {judged} {metrics[judged]:.2%} on {data.name} ({data.eval_split})")
         if args.push_to_hub:
             push(folder, trainer.hub_model_id, private=args.hub_private_repo, token=args.hub_token)

@@ -10,8 +10,8 @@ import pytest
 import hf_gdkd
 
 PACKAGE = Path(hf_gdkd.__file__).parent
-ORDER = """errors losses config labels models data views teacher metrics evaluation report cli checkpoints
-    hub trainer""".split()
+ORDER = """errors losses config labels models data augment views teacher metrics evaluation report cli checkpoints
+    hub ema finite trainer""".split()
 
 
 def test_every_module_has_its_place():

@@ -56,6 +56,11 @@ def target(labels: Tensor | None, logits: Tensor) -> Groups:
     num_classes = logits.shape[-1]
     if labels is None:
         raise InputError('labels are missing: give one a sample, or set partition="top1".')
+    if labels.shape == logits.shape and labels.is_floating_point():
+        raise InputError(
+            "labels are soft (mixup, CutMix), and dkd sets one label apart, which a mixed image has not: use gdkd, or "
+            'partition="top1".'
+        )
     if labels.shape != logits.shape[:-1] or labels.is_floating_point():
         raise InputError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}: expected class indices of shape "

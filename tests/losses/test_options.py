@@ -59,7 +59,8 @@ def test_bad_options(message, name, options):
         ("k is 9 with 6 classes: expected 2 <= k <= 5", "gdkd3", {"k": 9}),
         ("labels are missing", "dkd", {}),
         ("a label is 6: expected 0 .. 5", "dkd", {"labels": torch.tensor([0, 1, 6, 2])}),
-        ("expected class indices of shape", "dkd", {"labels": torch.zeros(4, 6)}),
+        ("expected class indices of shape", "dkd", {"labels": torch.zeros(4)}),
+        ("labels are soft .* use gdkd", "dkd", {"labels": torch.zeros(4, 6)}),
     ],
 )
 def test_bad_input(message, name, case):

@@ -1,0 +1,65 @@
+"""Stops a run at the first loss that is NaN or infinite, before it reaches the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .errors import TrainingError
+
+
+class FiniteLoss(TrainerCallback):
+    """Looks at every optimizer step's losses before the step is taken.
+
+    The device is waited for only until the step's last forward pass is done: it goes on with the backward pass.
+
+    Args:
+        model: the student, whose buffers (BatchNorm's statistics) a bad batch spoils in its forward pass.
+        reduce: sums a tensor over processes.
+        save: writes a checkpoint of the state before the step and returns its folder.
+    """
+
+    def __init__(self, model: nn.Module, reduce: Callable[[Tensor], Tensor], save: Callable[[], str]) -> None:
+        self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self.reduce, self.save = reduce, save
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if self.buffers:
+            self.before = [buffer.clone() for buffer in self.buffers]
+        self.bad: Tensor | None = None
+        self.rows: list[Tensor] = []
+
+    def note(self, names: Sequence[str], sums: Tensor, rows: Tensor | None) -> None:
+        """Take a micro-batch's summed parts of the loss [parts], by name, and the data set's rows it was made of."""
+        self.names = list(names)
+        bad = (~sums.isfinite()).float()
+        self.bad = bad if self.bad is None else self.bad + bad
+        if rows is not None:
+            self.rows.append(rows)
+        self.verdict = self.bad.to("cpu", non_blocking=True)
+        if sums.is_cuda:
+            self.ready = torch.cuda.current_stream().record_event()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if args.world_size > 1:
+            self.verdict = self.reduce(self.bad).cpu()
+        elif self.bad.is_cuda:
+            self.ready.synchronize()
+        bad = [name for name, count in zip(self.names, self.verdict.tolist(), strict=True) if count]
+        if not bad:
+            return
+        for buffer, value in zip(self.buffers, self.before if self.buffers else (), strict=True):
+            buffer.copy_(value)
+        rows = torch.cat(self.rows).tolist() if self.rows else []
+        where = f", its rows {', '.join(map(str, rows[:64]))}{', ...' if len(rows) > 64 else ''}" if rows else ""
+        raise TrainingError(
+            f"at step {state.global_step + 1} the loss is not finite in {', '.join(bad)}{where}: look at these "
+            f"images, or lower --learning_rate; the state before the step is in {self.save()}."
+        )
