@@ -23,14 +23,13 @@ class FiniteLoss(TrainerCallback):
     """
 
     def __init__(self, model: nn.Module, reduce: Callable[[Tensor], Tensor], save: Callable[[], str]) -> None:
-        self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self.buffers = list(model.buffers())
         self.reduce, self.save = reduce, save
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        if self.buffers:
-            self.before = [buffer.clone() for buffer in self.buffers]
+        self.before = [buffer.clone() for buffer in self.buffers]
         self.bad: Tensor | None = None
         self.rows: list[Tensor] = []
 
@@ -55,7 +54,7 @@ class FiniteLoss(TrainerCallback):
         bad = [name for name, count in zip(self.names, self.verdict.tolist(), strict=True) if count]
         if not bad:
             return
-        for buffer, value in zip(self.buffers, self.before if self.buffers else (), strict=True):
+        for buffer, value in zip(self.buffers, self.before, strict=True):
             buffer.copy_(value)
         rows = torch.cat(self.rows).tolist() if self.rows else []
         where = f", its rows {', '.join(map(str, rows[:64]))}{', ...' if len(rows) > 64 else ''}" if rows else ""

@@ -187,7 +187,7 @@ class Ensemble:
 
     @property
     def num_labels(self) -> int | None:
-        return self.teachers[0].num_labels
+        return next((teacher.num_labels for teacher in self.teachers if teacher.num_labels is not None), None)
 
     def to(self, device: torch.device) -> Ensemble:
         for teacher in self.teachers:

@@ -245,7 +245,7 @@ class GDKDTrainer(Trainer):
             ) from error
 
     def _load_best_model(self) -> None:
-        if not isinstance(self.model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_best_model()
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 

@@ -1,0 +1,37 @@
+"""`--torch_compile`: student, teacher and loss compiled give the eager run's losses, and no graph is made twice."""
+
+import torch
+from test_trainer import distil, make, make_data, rows, vit
+from torch._dynamo.utils import counters
+from transformers import TrainerCallback
+
+from hf_gdkd import GDKDTrainer
+
+
+class Graphs(TrainerCallback):
+    """The graphs that were made up to each step."""
+
+    def __init__(self):
+        self.counts = []
+
+    def on_step_end(self, *args, **kwargs):
+        self.counts.append(counters["stats"]["unique_graphs"])
+
+
+def test_compiled_equals_eager_without_recompilation(tmp_path):
+    runs = {}
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        graphs = Graphs()
+        trainer = distil(
+            tmp_path / str(compiled), make(vit), teacher=make(vit, 1), data=make_data(60), trainer=GDKDTrainer,
+            num_train_epochs=4, torch_compile=compiled, callbacks=[graphs], kd_warmup_epochs=2,
+        )  # fmt: skip
+        runs[compiled] = [row["loss"] for row in rows(trainer)]
+        assert len(runs[compiled]) == 20
+        if compiled:
+            assert graphs.counts[0] >= 3, "student, teacher and loss"
+            assert graphs.counts[1] == graphs.counts[-1]
+    assert max(abs(a - b) for a, b in zip(runs[False], runs[True], strict=True)) <= 1e-4
+    assert runs[True][0] != runs[True][-1]
