@@ -3,6 +3,7 @@
 A partition is written without its last group, which is every class that the others leave.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,27 +18,42 @@ def top_k(logits: Tensor, k: int, *, strategy: str = "best") -> Groups:
     """One group: the k largest logits [..., C] of each sample, best first; "worst": the k smallest."""
     if strategy == "worst":
         logits = -logits
-    size = logits.shape[-1] // (64 * k)
-    worth_it = 2 if torch.compiler.is_compiling() else 8  # measured: compiled, the extra steps cost less
-    if logits.device.type != "cpu" or size < worth_it:
+    if logits.device.type != "cpu":
         return (logits.topk(k, dim=-1).indices,)
-    # On a CPU torch.topk is slow over many classes; its fast path starts at 64 * k. The k largest lie in the
-    # k chunks with the largest maxima or in the tail that fills no chunk. Chunk j holds the classes j,
-    # j + chunks, j + 2 * chunks ...
+    # On a CPU torch.topk is slow: over many classes it has a fast path from 64 * k on, and compiled code has to stop
+    # for it. The k largest lie in the k chunks with the largest maxima or in the tail that fills no chunk. Chunk j
+    # holds the classes j, j + chunks, j + 2 * chunks ...
+    pick, size = _topk, logits.shape[-1] // (64 * k)
+    if torch.compiler.is_compiling() and k <= 8:
+        pick, size = _picked, round((logits.shape[-1] / k) ** 0.5)
+    elif size < 8:
+        size = 1
+    if size == 1:
+        return (pick(logits, k),)
     chunks = logits.shape[-1] // size
-    largest = _sortable(logits[..., : chunks * size].unflatten(-1, (size, chunks)).amax(-2))
-    inside = largest.topk(k, dim=-1).indices.unsqueeze(-1) + chunks * torch.arange(size)
+    largest = logits[..., : chunks * size].unflatten(-1, (size, chunks)).amax(-2)
+    inside = pick(largest, k).unsqueeze(-1) + chunks * torch.arange(size)
     tail = torch.arange(chunks * size, logits.shape[-1]).expand(*logits.shape[:-1], -1)
     candidates = torch.cat((inside.flatten(-2), tail), -1)
-    return (candidates.gather(-1, _sortable(logits.gather(-1, candidates)).topk(k, dim=-1).indices),)
+    return (candidates.gather(-1, pick(logits.gather(-1, candidates), k)),)
 
 
-def _sortable(values: Tensor) -> Tensor:
-    """Whole numbers in the order of float32 values, which torch.topk compares a third faster, as none is NaN."""
-    if values.dtype != torch.float32:
-        return values
-    bits = values.view(torch.int32)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+def _topk(values: Tensor, k: int) -> Tensor:
+    return values.topk(k, dim=-1).indices
+
+
+def _picked(values: Tensor, k: int) -> Tensor:
+    """As `_topk`, by maxima alone, which the compiler fuses: one of the largest after the other."""
+    size = values.shape[-1]
+    place = torch.arange(size, dtype=values.dtype)
+    taken = torch.zeros_like(values, dtype=torch.bool)
+    picks = []
+    for _ in range(k):
+        largest = torch.where(taken, -math.inf, values).amax(-1, keepdim=True)
+        pick = torch.where((values == largest) & ~taken, place, size - 1).amin(-1, keepdim=True)
+        taken = taken | (place == pick)
+        picks.append(pick)
+    return torch.cat(picks, -1).long()
 
 
 def top1_top_k(logits: Tensor, k: int) -> Groups:
