@@ -1,10 +1,13 @@
 """Knowledge distillation for image models in the Hugging Face ecosystem.
 
-`hf_gdkd.losses` needs torch alone; the names below import transformers when they are first used.
+`hf_gdkd.losses` needs torch alone; the names below import transformers when they are first used. Importing this
+package makes the paper's CIFAR networks known to transformers' Auto classes, see `hf_gdkd.networks`.
 """
 
 from importlib import import_module
 from typing import Any
+
+from .networks.registration import register
 
 __version__ = "0.1.0"
 
@@ -16,3 +19,6 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f".{_HOME[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+register()

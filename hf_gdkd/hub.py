@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from httpx2 import TransportError
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download
+from transformers import PreTrainedConfig
 
 from .cli import DistillArguments
 from .config import GDKDConfig
@@ -19,6 +20,7 @@ from .data import Data
 from .errors import PushError, first_sentence
 from .losses import loss_options
 from .models import resolve_name
+from .networks.configuration import CifarConfig
 
 WEIGHTS = ("w0", "w1", "w2", "alpha", "beta", "gamma")
 PUSHED = ["*.safetensors", "*.json", "*.yaml", "*.png", "README.md"]
@@ -77,6 +79,7 @@ def write_card(
         repo=args.hub_model_id or folder,
         student=student,
         pretrained=script.student_init == "pretrained",
+        own_network=PreTrainedConfig.get_config_dict(folder)[0].get("model_type") == CifarConfig.model_type,
         teachers=[
             f"`{name}`{f'@{commit}' if commit else ''}"
             for name, commit in zip(teachers, script.teacher_revision or (), strict=True)

@@ -1,4 +1,4 @@
-"""Name -> model and image processor: Hub ids, short names, timm ids, local folders; weights or architecture only."""
+"""Name -> model and image processor: Hub ids, short names, timm ids, local folders, the paper's CIFAR networks."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     TimmWrapperConfig,
+    ViTImageProcessor,
 )
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 from transformers.utils.hub import resolve_revision
 
 from .errors import InputError, first_sentence
 from .labels import matching_rows
+from .networks import canonical
+from .networks.configuration import CifarConfig
 
 logger = logging.getLogger(__name__)
 
@@ -43,18 +46,22 @@ SHORT_NAMES = {
     "mobilenet-v2": "google/mobilenet_v2_1.0_224",
 }
 
+CIFAR = "cifar/"  # what the names of the paper's CIFAR networks begin with
+
 
 def resolve_name(name: str) -> str:
-    """The local folder or the full Hub id that a name means.
+    """The local folder, the full Hub id or the CIFAR network (`cifar/resnet8x4`) that a name means.
 
     Raises:
-        InputError: a folder that does not exist, or a name that is neither a short name, a timm id nor an
-            `organization/name`; close matches are listed.
+        InputError: a folder that does not exist, or a name that is neither a short name, a timm id, a CIFAR network
+            nor an `organization/name`; close matches are listed.
     """
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, "config.json")):
             raise InputError(f"folder {name} holds no config.json: give a folder that save_pretrained wrote.")
         return name
+    if name.lower().startswith(CIFAR):
+        return CIFAR + canonical(name[len(CIFAR) :])
     if name in SHORT_NAMES:
         return SHORT_NAMES[name]
     if timm.is_model(name.removeprefix("timm/")):
@@ -86,11 +93,11 @@ def load_model(
     """An image classifier in float32, by name.
 
     Args:
-        name: Hub id, short name, timm id, or local folder.
+        name: Hub id, short name, timm id, local folder, or CIFAR network (without names or number: 100 classes).
         num_labels: number of classes, when their names are not known; a pretrained head of that size is kept.
         label_names: names of the classes, which become id2label and label2id. A pretrained head keeps the rows of
             the classes that match by name; the other rows are newly initialised, which is said.
-        init: "pretrained" loads the weights, "random" takes the architecture only.
+        init: "pretrained" loads the weights, "random" takes the architecture only, as always for a CIFAR network.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: run code from the repository. Off: a repository that needs it is refused.
 
@@ -98,7 +105,7 @@ def load_model(
         InputError: no such model, no safetensors weights, or remote code without `trust_remote_code`.
     """
     path = resolve_name(name)
-    if init == "random":
+    if possible_init(name, init) == "random":
         config = _architecture(path, revision, trust_remote_code)
         config = _with_labels(config, _names(config, num_labels, label_names))
         try:
@@ -112,6 +119,15 @@ def load_model(
     return model if names is None else _fit_head(model, names, trust_remote_code)
 
 
+def possible_init(name: str, init: str) -> str:
+    """`init` of `load_model`; "random", which is said, where it is "pretrained" and there are no weights."""
+    path = resolve_name(name)
+    if init == "pretrained" and _is_network(path):
+        logger.warning("%s has no pretrained weights: it starts from random ones.", path)
+        return "random"
+    return init
+
+
 def load_teacher(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
     """An image classifier with all its weights, by name.
 
@@ -119,6 +135,10 @@ def load_teacher(name: str, *, revision: str | None = None, trust_remote_code: b
         InputError: as `load_model`, and a checkpoint that lacks a part of the model, such as the head.
     """
     path = resolve_name(name)
+    if _is_network(path):
+        raise InputError(
+            f"teacher {path} has no weights: train it first (--student {path} --loss ce), then give its folder."
+        )
     model, missing = _load_weights(path, revision, trust_remote_code)
     if missing:
         raise InputError(
@@ -135,6 +155,9 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
         InputError: there is none.
     """
     path = resolve_name(name)
+    if _is_network(path):  # the size, mean and standard deviation of the paper's CIFAR-100 experiments
+        mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+        return ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=mean, image_std=std)
     if path.startswith("timm/") and not os.path.isdir(path):
         architecture = path.removeprefix("timm/")
         if timm.is_model(architecture):
@@ -154,12 +177,12 @@ def class_names(model: PreTrainedModel) -> list[str]:
 
 
 def pin_revision(name: str, revision: str | None) -> str | None:
-    """The commit that a revision of a model on the Hub stands for now, printed with the full id; as given for a folder.
+    """The commit that a revision of a model on the Hub stands for now, printed with the full id; else as given.
 
     What cannot be resolved (no network, no such model) stays as it is: loading then says what is wrong.
     """
     path = resolve_name(name)
-    if os.path.isdir(path):
+    if os.path.isdir(path) or _is_network(path):
         return revision
     resolved = resolve_revision(path, revision)
     commit = getattr(resolved, "resolved", revision)
@@ -173,8 +196,15 @@ def save_processor(processor: BaseImageProcessor, folder: str) -> None:
         processor.save_pretrained(folder)
 
 
+def _is_network(path: str) -> bool:
+    """Whether a resolved name is one of the paper's CIFAR networks: an architecture without weights."""
+    return path.startswith(CIFAR) and not os.path.isdir(path)
+
+
 def _architecture(path: str, revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
-    """The configuration of a model; that of a timm architecture needs no download."""
+    """The configuration of a model; that of a timm architecture or a CIFAR network needs no download."""
+    if _is_network(path):
+        return CifarConfig(architecture=path.removeprefix(CIFAR), num_labels=100)
     architecture = path.removeprefix("timm/")
     if not os.path.isdir(path) and path.startswith("timm/") and timm.is_model(architecture):
         pretrained = timm.get_pretrained_cfg(architecture).to_dict()

@@ -27,7 +27,7 @@ from hf_gdkd.evaluation import check_teacher, predict, side_by_side
 from hf_gdkd.hub import push, write_card
 from hf_gdkd.labels import load_label_map
 from hf_gdkd.metrics import compute_agreement, compute_metrics
-from hf_gdkd.models import class_names, load_model, load_processor, pin_revision, save_processor
+from hf_gdkd.models import class_names, load_model, load_processor, pin_revision, possible_init, save_processor
 from hf_gdkd.report import best_and_last, draw_training, read_recipe, write_metrics, write_recipe
 from hf_gdkd.teacher import Ensemble, Teacher
 from hf_gdkd.trainer import GDKDTrainer
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     set_seed(args.seed)
 
     data = load_data(script.dataset, **script.data_options(), seed=args.seed)
+    script.student_init = possible_init(script.student, script.student_init)
     if script.student_init == "pretrained":
         script.student_revision = pin_revision(script.student, script.student_revision)
     if script.teacher:

@@ -10,20 +10,21 @@ import pytest
 import hf_gdkd
 
 PACKAGE = Path(hf_gdkd.__file__).parent
-ORDER = """errors losses config labels models data augment views teacher metrics evaluation report cli checkpoints
-    hub ema finite trainer""".split()
+PACKAGES = ("losses", "networks")
+ORDER = """errors losses networks config labels models data augment views teacher metrics evaluation report cli
+    checkpoints hub ema finite trainer""".split()
 
 
 def test_every_module_has_its_place():
-    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} | {"losses"} == set(ORDER)
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} | {*PACKAGES} == set(ORDER)
 
 
 @pytest.mark.parametrize("name", ORDER)
 def test_imports_point_up(name):
-    files = [PACKAGE / f"{name}.py"] if name != "losses" else list((PACKAGE / "losses").glob("*.py"))
-    level = 1 if name != "losses" else 2
+    files = list((PACKAGE / name).glob("*.py")) if name in PACKAGES else [PACKAGE / f"{name}.py"]
+    level = 2 if name in PACKAGES else 1
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
-    used = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == level}
+    used = {node.module.split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom) and node.level == level}
     assert used <= set(ORDER[: ORDER.index(name)])
 
 

@@ -66,6 +66,8 @@ def assert_one_sentence(error, *words):
         ("timm/resnet18", "timm/resnet18.a1_in1k"),
         ("resnet18.tv_in1k", "timm/resnet18.tv_in1k"),
         ("timm/resnet18.tv_in1k", "timm/resnet18.tv_in1k"),
+        ("cifar/resnet8x4", "cifar/resnet8x4"),
+        ("CIFAR/shufflev1", "cifar/ShuffleV1"),
     ],
 )
 def test_resolve_name(name, full):
@@ -86,6 +88,7 @@ def test_resolve_folder(vit):
         ("resnet-81", ["unknown model 'resnet-81'", "resnet-18"]),
         ("deit-tinny", ["deit-tiny"]),
         ("xxxxxxxxxxxxxxxxx", ["short names are", "vit-base"]),
+        ("cifar/resnet9", ["no CIFAR network 'resnet9'", "resnet8"]),
         ("resnet18.nonsense", ["no weights resnet18.nonsense", "resnet18.a1_in1k"]),
     ],
 )
@@ -181,7 +184,7 @@ def test_timm_round_trip(tmp_path):
     [["fox", "cat", "dog", "eel"], ["eel", "cat"], ["gnu", "fox", "dog", "hen", "cat", "eel"], ["ape", "bat"]],
     ids=["other order", "fewer", "more", "none"],
 )
-@pytest.mark.parametrize("kind", ["vit", "resnet", "timm"])
+@pytest.mark.parametrize("kind", ["vit", "resnet", "timm", "cifar"])
 def test_head_keeps_rows_of_matching_classes(tmp_path, kind, names):
     torch.manual_seed(0)
     if kind == "vit":
@@ -191,7 +194,8 @@ def test_head_keeps_rows_of_matching_classes(tmp_path, kind, names):
         model = ResNetForImageClassification(ResNetConfig(**sizes, id2label=dict(enumerate(ANIMALS))))
         model.train()(torch.randn(4, 3, 32, 32))  # running statistics of their own
     else:
-        model = load_model("test_resnet", label_names=ANIMALS, init="random")
+        name = "test_resnet" if kind == "timm" else "cifar/resnet8"
+        model = load_model(name, label_names=ANIMALS, init="random")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
