@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from .augment import AUTO_AUGMENT
 from .config import GDKDConfig
 from .errors import InputError, PushError, TrainingError, first_sentence
+from .recipes import check_teacher_is_trained, settings_of
 
 EXIT_CODES = {InputError: 2, PushError: 3, TrainingError: 4}
 
@@ -71,6 +72,7 @@ class DistillArguments:
     image_column: str | None = _field(None, "Column of the images; unset: found by its type.")
     label_column: str | None = _field(None, "Column of the labels; unset: found by name and type.")
     crop_scale: float | None = _field(None, "Smallest share of an image's area in a random crop; 1: no crop.")
+    crop_padding: int = _field(0, "Pixels of black around an image, to cut a crop of its own size from; 0: crop_scale.")
     flip: bool | None = _field(None, "Flip half of the training images; unset: yes, but not digits.")
     auto_augment: str | None = _field(None, "randaugment, or the AutoAugment policy of cifar10 or imagenet.")
     random_erasing: float = _field(0.0, "Probability that a rectangle of a training image is erased.")
@@ -103,18 +105,26 @@ class _Parser(HfArgumentParser):
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConfig]:
-    """Arguments from flags and, with `--config recipe.yaml` (or .json), from a recipe; flags override the recipe.
+    """Arguments from flags and from a recipe: a file's (`--config`) or the paper's (`--recipe`); flags override it.
 
     Raises:
         InputError: unknown flags, keys or values.
     """
     parser = _Parser([DistillArguments, GDKDConfig], prog="distill.py", allow_abbrev=False)
     parser.add_argument("--config", help="Recipe (yaml or json) whose values the flags override.")
+    parser.add_argument("--recipe", help="One of the paper's experiments, whose values the flags override.")
+    parser.add_argument("--list_recipes", action="store_true", help="Print what --recipe takes, and stop.")
     parser.set_defaults(**TRAINING_DEFAULTS)
     argv = list(sys.argv[1:] if argv is None else argv)
     flags, unknown = parser.parse_known_args(argv)
+    if flags.config is not None and flags.recipe is not None:
+        raise InputError("--config and --recipe are a recipe each: give one of them.")
+    recipe: dict[str, Any] = {}
     if flags.config is not None:
         recipe = _read_recipe(flags.config)
+    elif flags.recipe is not None:
+        recipe = _published_recipe(flags.recipe, flags.loss, flags.standardize)
+    if recipe:
         parser.set_defaults(**{key: None for key, value in recipe.items() if value is None})
         argv = _as_flags(recipe) + argv
         flags, unknown = parser.parse_known_args(argv)
@@ -144,6 +154,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
             if script.teacher is None
             else "loss ce takes no teacher: choose a distillation loss, or leave --teacher out."
         )
+    check_teacher_is_trained(script.teacher)
     for name in ("teacher_weights", "teacher_revision", "label_map"):
         given, teachers = getattr(script, name), len(script.teacher or [])
         if given is not None and len(given) != teachers:
@@ -157,11 +168,13 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
 
 
 def _check_augmentation(script: DistillArguments, args: GDKDConfig) -> None:
+    if script.crop_padding and script.crop_scale is not None:
+        raise InputError("crop_padding and crop_scale are two ways to crop: give one (--crop_padding 0 takes it back).")
     if script.auto_augment not in (None, *AUTO_AUGMENT):
         raise InputError(f"auto_augment is {script.auto_augment!r}: choose one of {', '.join(AUTO_AUGMENT)}.")
     if not 0 <= script.random_erasing <= 1:
         raise InputError(f"random_erasing is {script.random_erasing}: give a probability from 0 to 1.")
-    for name, least in (("mixup_alpha", 0), ("cutmix_alpha", 0), ("repeated_augmentation", 1)):
+    for name, least in (("crop_padding", 0), ("mixup_alpha", 0), ("cutmix_alpha", 0), ("repeated_augmentation", 1)):
         if (value := getattr(script, name)) < least:
             raise InputError(f"{name} is {value}: give a number of at least {least}.")
     if script.mixup_alpha + script.cutmix_alpha > 0 and args.loss == "dkd" and args.partition != "top1":
@@ -192,11 +205,22 @@ def _read_recipe(path: str) -> dict[str, Any]:
         raise InputError(f"recipe {path} cannot be read: {first_sentence(error)}") from error
     if not isinstance(recipe, dict):
         raise InputError(f"recipe {path} is no mapping of names to values.")
-    known = [f.name for f in (*fields(DistillArguments), *fields(GDKDConfig)) if f.init]
+    known = _known_keys()
     for key in recipe:
         if key not in known:
             raise InputError(f"recipe {path} has an unknown key {key!r}{_close(str(key), known)}")
     return recipe
+
+
+def _published_recipe(name: str, loss: str, standardize: str | None) -> dict[str, Any]:
+    settings = settings_of(name, loss, standardize)
+    if lacking := [key for key in settings if key not in _known_keys()]:
+        raise InputError(f"recipe {name} needs {', '.join(lacking)}, for which there is no flag yet: choose another.")
+    return settings
+
+
+def _known_keys() -> list[str]:
+    return [f.name for f in (*fields(DistillArguments), *fields(GDKDConfig)) if f.init]
 
 
 def _close(name: str, known: Sequence[str]) -> str:

@@ -82,6 +82,13 @@ class GDKDConfig(TrainingArguments):
     kd_skip_epochs: float = field(
         default=0.0, metadata={"help": "Epochs without distillation before that growth begins."}
     )
+    lr_decay_epochs: list[float] | None = _option(
+        "Epochs at whose end the learning rate is multiplied by lr_decay_rate; with lr_scheduler_type constant."
+    )
+    lr_decay_rate: float = field(default=0.1, metadata={"help": "Factor of the learning rate at lr_decay_epochs."})
+    decay_all_weights: bool = field(
+        default=False, metadata={"help": "Apply weight_decay to normalisation and biases too; off: as Trainer does."}
+    )
     teacher_dtype: str | None = field(
         default=None,
         metadata={"help": f"Teacher's precision: {', '.join(TEACHER_DTYPES)}; unset: as it was loaded."},
@@ -119,8 +126,18 @@ class GDKDConfig(TrainingArguments):
             raise InputError(f"teacher_dtype is {self.teacher_dtype!r}: choose one of {', '.join(TEACHER_DTYPES)}.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise InputError(f"ema_decay is {self.ema_decay}: give a number above 0 and below 1, such as 0.999.")
+        for epoch in self.lr_decay_epochs or ():
+            if not (math.isfinite(epoch) and epoch > 0):
+                raise InputError(f"lr_decay_epochs has {epoch}: give finite numbers above 0.")
+        if not (math.isfinite(self.lr_decay_rate) and self.lr_decay_rate > 0):
+            raise InputError(f"lr_decay_rate is {self.lr_decay_rate}: give a finite number above 0.")
         self.build_loss()
         super().__post_init__()
+        if self.lr_decay_epochs and self.lr_scheduler_type != "constant":
+            raise InputError(
+                "lr_decay_epochs lowers a constant learning rate, and lr_scheduler_type is "
+                f"{self.lr_scheduler_type.value}: add --lr_scheduler_type constant."
+            )
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched > 1 and self.world_size == 1:
             raise InputError(

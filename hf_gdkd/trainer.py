@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -131,6 +133,20 @@ class GDKDTrainer(Trainer):
         values = super().set_initial_training_values(*args, **kwargs)
         self._steps_per_epoch = values[1]
         return values
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """As Trainer's, or constant but for the steps down at `lr_decay_epochs`."""
+        if self.lr_scheduler is None and self.args.lr_decay_epochs:
+            milestones = [round(epoch * self._steps_per_epoch) for epoch in self.args.lr_decay_epochs]
+            self.lr_scheduler = MultiStepLR(optimizer or self.optimizer, milestones, self.args.lr_decay_rate)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As Trainer's, or with `decay_all_weights` the names of all parameters."""
+        if self.args.decay_all_weights:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device

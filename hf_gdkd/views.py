@@ -10,7 +10,7 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandomCrop, RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 from transformers import BaseImageProcessor
 from transformers.image_processing_backends import TorchvisionBackend
@@ -89,6 +89,8 @@ class TrainTransform:
         student: the student's view, in `pixel_values`.
         teachers: further views, by their key in the batch, such as `teacher_pixel_values`.
         crop_scale: smallest share of the image's area that a crop keeps; 1 keeps the whole image.
+        crop_padding: pixels of black around the image, from which a crop of the image's own size is cut; where it
+            is above 0, crop_scale has no part in it.
         flip: flip half of the images from left to right.
         augment: what is done to the crop before the views are made.
     """
@@ -99,16 +101,22 @@ class TrainTransform:
         teachers: Mapping[str, View] | None = None,
         *,
         crop_scale: float = 0.08,
+        crop_padding: int = 0,
         flip: bool = True,
         augment: Callable[[PILImage.Image], PILImage.Image] = lambda crop: crop,
     ) -> None:
         self.views = {"pixel_values": student, **(teachers or {})}
-        self.scale, self.flip, self.augment = (crop_scale, 1.0), flip, augment
+        self.scale, self.padding, self.flip, self.augment = (crop_scale, 1.0), crop_padding, flip, augment
 
     def crop(self, image: PILImage.Image) -> PILImage.Image:
         """The crop, at the image's own resolution, so that each view resizes once."""
-        top, left, height, width = RandomResizedCrop.get_params(image, self.scale, (3 / 4, 4 / 3))
-        crop = TF.crop(image.convert("RGB"), top, left, height, width)
+        image = image.convert("RGB")
+        if self.padding:
+            size, image = (image.height, image.width), TF.pad(image, [self.padding])
+            box = RandomCrop.get_params(image, size)
+        else:
+            box = RandomResizedCrop.get_params(image, self.scale, (3 / 4, 4 / 3))
+        crop = TF.crop(image, *box)
         return self.augment(TF.horizontal_flip(crop) if self.flip and torch.rand(()) < 0.5 else crop)
 
     def see(self, crops: Sequence[PILImage.Image]) -> dict[str, object]:

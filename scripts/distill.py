@@ -2,6 +2,8 @@
 
     accelerate launch scripts/distill.py --teacher google/vit-base --student deit-tiny --loss gdkd3
 
+The paper's experiments: `--recipe cifar100/resnet32x4-resnet8x4 --loss gdkd`; `--list_recipes` names them all.
+
 Without a teacher, `--loss ce` trains a teacher or a baseline with the same code. Every run leaves a recipe.yaml that
 repeats it: `--config runs/student/recipe.yaml --output_dir runs/again`. Offline, on embedded data: `make demo`.
 """
@@ -12,6 +14,10 @@ import sys
 
 if __name__ == "__main__":
     sys.path.pop(0)  # evaluate.py in this folder must not stand in for the library evaluate
+    if "--list_recipes" in sys.argv:  # before the imports that take their time
+        from hf_gdkd.recipes import listing
+
+        sys.exit(print(listing()))
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         view,
         others,
         crop_scale=data.crop_scale if script.crop_scale is None else script.crop_scale,
+        crop_padding=script.crop_padding,
         flip=data.flip if script.flip is None else script.flip,
         augment=image_augmentation(script.auto_augment, script.random_erasing),
     )
