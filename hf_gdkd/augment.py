@@ -19,18 +19,36 @@ GREY = (124, 116, 104)  # ImageNet's mean: about 0 once normalised
 
 
 def image_augmentation(
-    auto_augment: str | None = None, random_erasing: float = 0.0
+    auto_augment: str | None = None, random_erasing: float = 0.0, cutout: int = 0
 ) -> Callable[[PILImage.Image], PILImage.Image]:
-    """RandAugment (two operations of magnitude 9) or an AutoAugment policy, then random erasing; by torchvision.
+    """RandAugment (two operations of magnitude 9) or an AutoAugment policy, by torchvision; then erasing and cutout.
 
     Args:
         auto_augment: "randaugment", "cifar10" or "imagenet" (the policies of AutoAugment); None: neither.
         random_erasing: probability that a rectangle of 2 to 33 % of the image turns grey.
+        cutout: side of a square, in pixels, that turns grey around a random place (DeVries and Taylor, arXiv
+            1708.04552); 0: none.
     """
     steps = [AUTO_AUGMENT[auto_augment]()] if auto_augment else []
     if random_erasing:
         steps.append(v2.RandomErasing(random_erasing, value=GREY))
+    if cutout:
+        steps.append(_Cutout(cutout))
     return v2.Compose(steps) if steps else v2.Identity()
+
+
+class _Cutout:
+    """Greys the part of a square that lies in the image; its centre may be anywhere in it."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def __call__(self, image: PILImage.Image) -> PILImage.Image:
+        centre = [int(torch.randint(size, ())) for size in (image.height, image.width)]
+        top, left = (max(place - self.side // 2, 0) for place in centre)
+        bottom, right = (place - self.side // 2 + self.side for place in centre)
+        grey = torch.tensor(GREY, dtype=torch.uint8).view(3, 1, 1)
+        return TF.erase(image, top, left, bottom - top, right - left, grey)
 
 
 class Mix:

@@ -76,6 +76,7 @@ class DistillArguments:
     flip: bool | None = _field(None, "Flip half of the training images; unset: yes, but not digits.")
     auto_augment: str | None = _field(None, "randaugment, or the AutoAugment policy of cifar10 or imagenet.")
     random_erasing: float = _field(0.0, "Probability that a rectangle of a training image is erased.")
+    cutout: int = _field(0, "Side of a square, in pixels, that is erased from every training image.")
     mixup_alpha: float = _field(0.0, "Mix training images: alpha of mixup (0.2 is usual); 0: no.")
     cutmix_alpha: float = _field(0.0, "Paste rectangles of other images: alpha of CutMix (1 is usual); 0: no.")
     repeated_augmentation: int = _field(1, "How often an image stands in an epoch, augmented anew each time.")
@@ -123,7 +124,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
     if flags.config is not None:
         recipe = _read_recipe(flags.config)
     elif flags.recipe is not None:
-        recipe = _published_recipe(flags.recipe, flags.loss, flags.standardize)
+        recipe = settings_of(flags.recipe, flags.loss, flags.standardize)
     if recipe:
         parser.set_defaults(**{key: None for key, value in recipe.items() if value is None})
         argv = _as_flags(recipe) + argv
@@ -174,7 +175,8 @@ def _check_augmentation(script: DistillArguments, args: GDKDConfig) -> None:
         raise InputError(f"auto_augment is {script.auto_augment!r}: choose one of {', '.join(AUTO_AUGMENT)}.")
     if not 0 <= script.random_erasing <= 1:
         raise InputError(f"random_erasing is {script.random_erasing}: give a probability from 0 to 1.")
-    for name, least in (("crop_padding", 0), ("mixup_alpha", 0), ("cutmix_alpha", 0), ("repeated_augmentation", 1)):
+    smallest = {"crop_padding": 0, "cutout": 0, "mixup_alpha": 0, "cutmix_alpha": 0, "repeated_augmentation": 1}
+    for name, least in smallest.items():
         if (value := getattr(script, name)) < least:
             raise InputError(f"{name} is {value}: give a number of at least {least}.")
     if script.mixup_alpha + script.cutmix_alpha > 0 and args.loss == "dkd" and args.partition != "top1":
@@ -205,22 +207,11 @@ def _read_recipe(path: str) -> dict[str, Any]:
         raise InputError(f"recipe {path} cannot be read: {first_sentence(error)}") from error
     if not isinstance(recipe, dict):
         raise InputError(f"recipe {path} is no mapping of names to values.")
-    known = _known_keys()
+    known = [f.name for f in (*fields(DistillArguments), *fields(GDKDConfig)) if f.init]
     for key in recipe:
         if key not in known:
             raise InputError(f"recipe {path} has an unknown key {key!r}{_close(str(key), known)}")
     return recipe
-
-
-def _published_recipe(name: str, loss: str, standardize: str | None) -> dict[str, Any]:
-    settings = settings_of(name, loss, standardize)
-    if lacking := [key for key in settings if key not in _known_keys()]:
-        raise InputError(f"recipe {name} needs {', '.join(lacking)}, for which there is no flag yet: choose another.")
-    return settings
-
-
-def _known_keys() -> list[str]:
-    return [f.name for f in (*fields(DistillArguments), *fields(GDKDConfig)) if f.init]
 
 
 def _close(name: str, known: Sequence[str]) -> str:

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         crop_scale=data.crop_scale if script.crop_scale is None else script.crop_scale,
         crop_padding=script.crop_padding,
         flip=data.flip if script.flip is None else script.flip,
-        augment=image_augmentation(script.auto_augment, script.random_erasing),
+        augment=image_augmentation(script.auto_augment, script.random_erasing, script.cutout),
     )
     mix = None
     if script.mixup_alpha + script.cutmix_alpha > 0:

@@ -113,6 +113,17 @@ def test_erasing_greys_a_rectangle():
     assert (TF.pil_to_tensor(image_augmentation()(solid(7))) == 7).all()
 
 
+def test_cutout_greys_the_part_of_a_square_that_lies_in_the_image():
+    torch.manual_seed(0)
+    cutout, seen = image_augmentation(cutout=8), torch.zeros(32, 32, dtype=torch.bool)
+    for _ in range(400):
+        grey = TF.pil_to_tensor(cutout(solid(0)))[0] == GREY[0]
+        rows, columns = grey.any(1).sum(), grey.any(0).sum()
+        assert 4 <= rows <= 8 and 4 <= columns <= 8 and grey.sum() == rows * columns
+        seen |= grey
+    assert seen.all()
+
+
 @pytest.mark.parametrize(
     "words, said",
     [

@@ -16,7 +16,7 @@ from hf_gdkd import GDKDConfig, GDKDTrainer
 from hf_gdkd.cli import DistillArguments, parse
 from hf_gdkd.errors import InputError
 from hf_gdkd.models import load_model
-from hf_gdkd.recipes import AUGMENTED, CIFAR100_LOSSES, RECIPES, listing, settings_of
+from hf_gdkd.recipes import CIFAR100_LOSSES, RECIPES, listing, settings_of
 
 ROOT = Path(__file__).parent.parent
 FACTS = Path(__file__).with_name("recipes.md").read_text(encoding="utf-8")
@@ -125,9 +125,6 @@ def test_every_recipe_makes_arguments_with_every_loss(name, tmp_path):
     losses = [("ce",)] if "ce" in RECIPES[name].losses else VARIANTS.values()
     for loss, *standardize in losses:
         settings = settings_of(name, loss, *standardize) | {"output_dir": str(tmp_path)}
-        if name.startswith("cifar100-augmented/"):
-            assert AUGMENTED.items() <= settings.items()
-            settings = {key: value for key, value in settings.items() if key in FLAGS or key not in AUGMENTED}
         own = {f.name for f in fields(DistillArguments)}
         DistillArguments(**{key: value for key, value in settings.items() if key in own})
         args = GDKDConfig(**{key: value for key, value in settings.items() if key not in own})
@@ -181,10 +178,9 @@ def test_refusals(words, said, monkeypatch, tmp_path):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_options_without_a_flag_are_named(monkeypatch):
-    monkeypatch.setitem(RECIPES["cifar100/vgg13"].settings, "sharpness", 3)
-    with pytest.raises(InputError, match="recipe cifar100/vgg13 needs sharpness, for which there is no flag yet"):
-        parse(["--recipe", "cifar100/vgg13"])
+def test_a_teacher_of_the_augmented_rows():
+    script, _ = parse(["--recipe", "cifar100-augmented/resnet32x4"])
+    assert (script.auto_augment, script.cutout, script.crop_padding) == ("cifar10", 16, 4)
 
 
 def test_processes_share_the_batch(monkeypatch):
