@@ -20,7 +20,6 @@ from hf_gdkd.recipes import CIFAR100_LOSSES, RECIPES, listing, settings_of
 
 ROOT = Path(__file__).parent.parent
 FACTS = Path(__file__).with_name("recipes.md").read_text(encoding="utf-8")
-FLAGS = {f.name for f in (*fields(DistillArguments), *fields(GDKDConfig)) if f.init}
 VARIANTS = {name: name.split(" --standardize ") for name in CIFAR100_LOSSES}  # (loss,) or (loss, standardize)
 CIFAR_PAIRS = [name for name in RECIPES if name.startswith("cifar100/") and "-" in name]
 CNN_PAIRS = [name for name in RECIPES if re.match(r"(imagenet|cub200|tiny-imagenet)/resnet\d+-", name)]
