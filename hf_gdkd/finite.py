@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -18,13 +19,13 @@ class FiniteLoss(TrainerCallback):
 
     Args:
         model: the student, whose buffers (BatchNorm's statistics) a bad batch spoils in its forward pass.
-        reduce: sums a tensor over processes.
+        accelerator: sums over processes, and tells the last micro-batch of a step.
         save: writes a checkpoint of the state before the step and returns its folder.
     """
 
-    def __init__(self, model: nn.Module, reduce: Callable[[Tensor], Tensor], save: Callable[[], str]) -> None:
+    def __init__(self, model: nn.Module, accelerator: Accelerator, save: Callable[[], str]) -> None:
         self.buffers = list(model.buffers())
-        self.reduce, self.save = reduce, save
+        self.accelerator, self.save = accelerator, save
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -40,16 +41,14 @@ class FiniteLoss(TrainerCallback):
         self.bad = bad if self.bad is None else self.bad + bad
         if rows is not None:
             self.rows.append(rows)
-        self.verdict = self.bad.to("cpu", non_blocking=True)
-        if sums.is_cuda:
-            self.ready = torch.cuda.current_stream().record_event()
+        if self.accelerator.sync_gradients:
+            self.verdict = self.accelerator.reduce(self.bad, "sum").to("cpu", non_blocking=True)
+            self.ready = torch.cuda.current_stream().record_event() if sums.is_cuda else None
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        if args.world_size > 1:
-            self.verdict = self.reduce(self.bad).cpu()
-        elif self.bad.is_cuda:
+        if self.ready is not None:
             self.ready.synchronize()
         bad = [name for name, count in zip(self.names, self.verdict.tolist(), strict=True) if count]
         if not bad:

@@ -92,7 +92,7 @@ class GDKDTrainer(Trainer):
             self._parts = torch.compile(self._parts, **options)
         self.label_names = ["labels"]  # Trainer finds none when a plain module's forward takes none
         self.add_callback(_Epochs(self.train_dataset))
-        self.finite = FiniteLoss(self.model, self.accelerator.reduce, self._save_state)
+        self.finite = FiniteLoss(self.model, self.accelerator, self._save_state)
         self.add_callback(self.finite)
         self.ema = args.ema_decay and EMA(self.model, args.ema_decay)
         if self.ema is not None:
