@@ -1,18 +1,28 @@
-"""Which checkpoint a run goes on from, and whether it is of the same run."""
+"""Which checkpoint a run goes on from, whether it is whole, and whether it is of the same run.
+
+GDKDTrainer writes contents.json into a checkpoint, and Trainer, after it and before it removes older checkpoints,
+trainer_state.json. So a run that is killed at any moment has a whole checkpoint as soon as it has had one. The files
+are not forced to the disk: a power cut may take the newest, so keep two (`--save_total_limit 2`) where it matters.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
 from .config import LOSS_OPTIONS, GDKDConfig
-from .errors import InputError
+from .errors import InputError, TrainingError, first_sentence
+
+CONTENTS = "contents.json"
 
 # What a resumed run may not change: the student would be neither run's.
 FIXED = (
@@ -25,48 +35,101 @@ FIXED = (
 )
 
 
-def last_whole_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint in a run's folder that was written to its end; a torn one is named and passed over.
+def write_contents(checkpoint: str | Path) -> None:
+    """Note the size of every file of a checkpoint in its contents.json."""
+    folder = Path(checkpoint)
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != CONTENTS]
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    (folder / CONTENTS).write_text(json.dumps(sizes, indent=2), encoding="utf-8")
 
-    Trainer writes trainer_state.json last, so a checkpoint that holds it whole is whole.
-    """
-    steps = {
-        int(path.name.split("-")[1]): path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()
-    }
-    for step in sorted(steps, reverse=True):
-        try:
-            TrainerState.load_from_json(str(steps[step] / "trainer_state.json"))
-            return str(steps[step])
-        except (OSError, ValueError, TypeError):
-            print(f"{steps[step]} was not written to its end: passed over.")
+
+def is_whole(checkpoint: str | Path) -> bool:
+    """Whether every file that contents.json names has its size, and trainer_state.json, which came last, is whole."""
+    folder = Path(checkpoint)
+    try:
+        TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        sizes = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _by_step(folder: str | Path) -> dict[int, Path]:
+    return {int(path.name[11:]): path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()}
+
+
+def last_whole_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint in a run's folder that is whole; a torn one is named and passed over."""
+    for _, checkpoint in sorted(_by_step(folder).items(), reverse=True):
+        if is_whole(checkpoint):
+            return str(checkpoint)
+        print(f"{checkpoint} was not written to its end, or holds the weights alone: passed over.")
     return None
 
 
-def checkpoint_to_resume(args: GDKDConfig, overwrite: bool) -> str | None:
-    """The checkpoint to go on from, after a look at the output folder.
+def remove_from(step: int, folder: str | Path) -> None:
+    """Remove the checkpoints of this step and later ones: an earlier attempt left them, torn or not."""
+    for other, checkpoint in _by_step(folder).items():
+        if other >= step:
+            shutil.rmtree(checkpoint, ignore_errors=True)  # another process may be faster
+
+
+@contextmanager
+def saving(path: str, run: str) -> Iterator[None]:
+    """What fails while `path`, of the run in folder `run`, is written becomes one sentence.
 
     Raises:
-        InputError: the folder holds a run and neither resuming nor overwriting was asked for, or there is no
-            checkpoint to resume from.
+        TrainingError: safetensors, torch or the system could not write.
+    """
+    try:
+        yield
+    except TrainingError:
+        raise
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch's writer raises RuntimeError
+        free = shutil.disk_usage(run).free / 1e6
+        last = last_whole_checkpoint(run)
+        raise TrainingError(
+            f"{path} could not be written, with {free:.1f} MB free on its disk: {first_sentence(error)} "
+            + (f"{last} is whole: make room and go on" if last else "No checkpoint is whole: make room and begin anew")
+            + " with --resume_from_checkpoint last."
+        ) from error
+
+
+def checkpoint_to_resume(args: GDKDConfig, overwrite: bool) -> str | None:
+    """The checkpoint to go on from, after a look at the output folder; None to begin.
+
+    `--resume_from_checkpoint last` begins where no checkpoint is whole, and says so: the same command then serves
+    the first start of a job and all restarts, a kill before the first checkpoint included.
+
+    Raises:
+        InputError: the folder holds a run and neither resuming nor overwriting was asked for, or the checkpoint to
+            resume from is not whole.
     """
     folder, resume = args.output_dir, args.resume_from_checkpoint
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise InputError(f"{folder} is a file: choose another --output_dir.")
-    if resume is not None:
-        checkpoint = resume
-        if resume in ("last", "true", "True"):
-            checkpoint = last_whole_checkpoint(folder)
-        if checkpoint is None or not os.path.isfile(os.path.join(checkpoint, "trainer_state.json")):
+    finished = os.path.isfile(os.path.join(folder, "metrics.json"))
+    if resume in ("last", "true", "True"):
+        checkpoint = last_whole_checkpoint(folder)
+        if checkpoint is None and finished and not overwrite:
             raise InputError(
-                f"there is no checkpoint to resume from ({resume}) in {folder}: leave --resume_from_checkpoint out."
+                f"folder {folder} holds a finished run and no checkpoint: choose another --output_dir, or replace it "
+                "with --overwrite."
             )
+        if checkpoint is None:
+            print(f"{folder} holds no whole checkpoint: the run begins anew.")
         return checkpoint
+    if resume is not None:
+        if not is_whole(resume):
+            raise InputError(
+                f"{resume} is no whole checkpoint: give --resume_from_checkpoint last for the last whole one of "
+                f"{folder}, or leave it out."
+            )
+        return resume
     if overwrite:
-        for path in Path(folder).glob("checkpoint-*"):
-            shutil.rmtree(path, ignore_errors=True)  # another process may be faster
+        remove_from(0, folder)
         return None
-    holds_run = os.path.isfile(os.path.join(folder, "metrics.json")) or last_whole_checkpoint(folder) is not None
-    if holds_run:
+    if finished or last_whole_checkpoint(folder) is not None:
         raise InputError(
             f"folder {folder} already holds a run: choose another --output_dir, go on with "
             "--resume_from_checkpoint last, or replace it with --overwrite."

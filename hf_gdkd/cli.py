@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -265,3 +266,8 @@ def run(main: Callable[[], Any]) -> None:
     except tuple(EXIT_CODES) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_CODES[type(error)])
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {first_sentence(error)} Make room, and give the command again.", file=sys.stderr)
+        sys.exit(EXIT_CODES[TrainingError])

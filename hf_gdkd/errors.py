@@ -6,7 +6,7 @@ class InputError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training could not go on. The scripts print it alone and exit with 4."""
+    """Training could not go on: a loss that is not finite, a full disk. The scripts print it alone and exit with 4."""
 
 
 class PushError(RuntimeError):

@@ -16,9 +16,11 @@ _NOT_PARTS = {"loss", "epoch", "step", "learning_rate", "grad_norm", "kd_ramp"}
 
 
 def write_recipe(folder: str | Path, recipe: Mapping[str, Any]) -> None:
-    """Write recipe.yaml: `distill.py --config` with it repeats the run."""
+    """Write recipe.yaml, whole or not at all: `distill.py --config` with it repeats the run."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    Path(folder, RECIPE).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+    part = Path(folder, f"{RECIPE}.part")
+    part.write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+    part.replace(Path(folder, RECIPE))
 
 
 def read_recipe(folder: str | Path) -> dict[str, Any] | None:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
+from .checkpoints import is_whole, last_whole_checkpoint, remove_from, saving, write_contents
 from .config import GDKDConfig
 from .ema import EMA
 from .errors import InputError, first_sentence
@@ -91,13 +92,15 @@ class GDKDTrainer(Trainer):
             self.teacher.compile(**options)
             self._parts = torch.compile(self._parts, **options)
         self.label_names = ["labels"]  # Trainer finds none when a plain module's forward takes none
-        self.add_callback(_Epochs(self.train_dataset))
+        self._epochs = _Epochs(self.train_dataset)
+        self.add_callback(self._epochs)
         self.finite = FiniteLoss(self.model, self.accelerator, self._save_state)
         self.add_callback(self.finite)
         self.ema = args.ema_decay and EMA(self.model, args.ema_decay)
         if self.ema is not None:
             self.add_callback(self.ema)
         self._sums: Tensor | None = None
+        self._saved_at: int | None = None
         self._steps_per_epoch = 1
 
     def _check_num_labels(self, student: int | None) -> None:
@@ -110,23 +113,35 @@ class GDKDTrainer(Trainer):
         if (num_labels := student or teacher) is not None:
             self.distillation_loss.check_num_classes(num_labels)
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As Trainer's; what an earlier call left unlogged is not part of this one."""
-        self._sums = None
-        return super().train(*args, **kwargs)
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As Trainer's; True resumes from the last whole checkpoint, and begins where there is none."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+        self._sums = None  # what an earlier call left unlogged is not part of this one
+        self._saved_at = None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_state(self) -> str:
         self._save_checkpoint(self.model_wrapped, trial=None)
         return os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}")
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """As Trainer's, of the moving average where there is one."""
-        with self.ema.in_place() if self.ema is not None else nullcontext():
+        """As Trainer's, of the moving average where there is one; it draws none of the training's random numbers.
+
+        A run that resumes from a checkpoint of an epoch's last step does not repeat the evaluation that followed it.
+        """
+        with torch.random.fork_rng(devices=[]), self.ema.in_place() if self.ema is not None else nullcontext():
             return super().evaluation_loop(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """As Trainer's, unless the data set has a sampler of its own, as `Augmented` has for repeated augmentation."""
         return getattr(self.train_dataset, "sampler", None) or super()._get_train_sampler(train_dataset)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As Trainer's; the seed of its workers is the epoch's, and no random number of the training's."""
+        loader = super().get_train_dataloader()
+        loader.base_dataloader.generator = self._epochs.generator
+        return loader
 
     def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple:
         """As Trainer's; the optimizer steps of an epoch are kept, for the ramp."""
@@ -220,6 +235,39 @@ class GDKDTrainer(Trainer):
             self._sums = None
         super().log(logs, start_time)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's.
+
+        Raises:
+            TrainingError: the student could not be written.
+        """
+        with saving(output_dir or self.args.output_dir, self.args.output_dir):
+            super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As Trainer's; never over the checkpoint that this run wrote last or goes on from.
+
+        Raises:
+            TrainingError: the checkpoint could not be written; the one before it is whole.
+        """
+        step, folder = self.state.global_step, self._get_output_dir(trial)
+        checkpoint = os.path.join(folder, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        if step == self._saved_at or (step == self._initial_global_step and is_whole(checkpoint)):
+            return
+        if self.args.should_save:
+            remove_from(step, folder)
+        self.accelerator.wait_for_everyone()
+        with saving(checkpoint, folder):
+            super()._save_checkpoint(model, trial)
+        self._saved_at = step
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As Trainer's; then, with the files of all processes there, contents.json. trainer_state.json follows."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_contents(output_dir)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As Trainer's, without `training_args.bin`: a pickle that holds the Hub token, and that nothing reads."""
         super()._save(output_dir, state_dict)
@@ -267,14 +315,21 @@ class GDKDTrainer(Trainer):
 
 
 class _Epochs(TrainerCallback):
-    """Tells the training data the epoch, also where Accelerate does not: on several processes."""
+    """Tells the training data the epoch, also where Accelerate does not: on several processes.
+
+    The seed of the loader's workers comes from a generator that each epoch begins anew. A loader would draw it from
+    the training's random numbers, but, where workers persist, only as often as it starts them: once more in a run
+    that is resumed.
+    """
 
     def __init__(self, rows: object) -> None:
-        self.rows = rows
+        self.rows, self.generator = rows, torch.Generator()
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        epoch = int(state.epoch or 0)
+        self.generator.manual_seed(args.seed + epoch)
         if hasattr(self.rows, "set_epoch"):
-            self.rows.set_epoch(int(state.epoch or 0))
+            self.rows.set_epoch(epoch)
 
 
 def _sum_over_samples(term: Tensor, size: int) -> Tensor:

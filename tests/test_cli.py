@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -223,6 +224,20 @@ def test_run_says_one_sentence(capsys):
     out, err = capsys.readouterr()
     assert caught.value.code == 2
     assert out == "" and err == "error: argument --k: invalid int value: 'many'; --help lists the flags.\n"
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, capsys):
+    def main():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(SystemExit) as caught:
+        run(main)
+    assert caught.value.code == 4
+    assert capsys.readouterr().err == (
+        "error: [Errno 28] No space left on device. Make room, and give the command again.\n"
+    )
+    with pytest.raises(FileNotFoundError):
+        run(lambda: (tmp_path / "absent").read_text())
 
 
 def test_run_lets_everything_else_through(capsys):

@@ -300,6 +300,66 @@ def test_resumed_is_uninterrupted(tmp_path, step, accumulate):
     assert straight.state.global_step == resumed.state.global_step == 9
 
 
+def test_true_resumes_from_the_last_whole_checkpoint(tmp_path):
+    straight = distil(tmp_path / "a", num_train_epochs=2)
+    distil(tmp_path / "b", num_train_epochs=2, callbacks=[StopAt(2)])
+    (tmp_path / "b" / "checkpoint-4").mkdir()
+    resumed = distil(tmp_path / "b", num_train_epochs=2, resume=True)
+    assert torch.equal(weights(straight), weights(resumed))
+    assert rows(resumed)[1:] == rows(straight)[1:]
+
+
+def test_a_save_removes_what_an_earlier_attempt_left_from_there_on(tmp_path):
+    """Else rotation would count torn checkpoints, and the last one could be another attempt's."""
+    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 1}
+    distil(tmp_path, **options)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 6
+    (tmp_path / "checkpoint-4" / "optimizer.pt").unlink()
+    distil(tmp_path, resume=str(tmp_path / "checkpoint-2"), callbacks=[StopAt(3)], **options)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{i}" for i in (1, 2, 3)}
+
+
+class SavesTwice(InOrder):
+    """Saves at every step, and once more before the next, as it does when that has a loss that is not finite."""
+
+    def save_model(self, *args, **kwargs):
+        self.saved = [*getattr(self, "saved", []), self.state.global_step]
+        return super().save_model(*args, **kwargs)
+
+    def training_step(self, *args, **kwargs):
+        self._save_state()
+        return super().training_step(*args, **kwargs)
+
+
+def test_a_checkpoint_is_not_written_over(tmp_path):
+    """A kill in the middle of that could cost the only whole one."""
+    options = {"trainer": SavesTwice, "save_strategy": "steps", "save_steps": 1}
+    trainer = distil(tmp_path, **options)
+    assert trainer.saved == [0, 1, 2, 3]
+    resumed = distil(tmp_path, resume=str(tmp_path / "checkpoint-2"), **options)
+    assert resumed.saved == [3]
+    trainer.train()
+    assert trainer.saved == [0, 1, 2, 3, 1, 2, 3]
+
+
+def test_evaluation_does_not_change_the_training(tmp_path):
+    """Of a student with dropout: evaluation draws none of the training's random numbers."""
+    ends = []
+    for strategy in ("no", "steps"):
+        options = {"num_train_epochs": 2, "eval_strategy": strategy, "eval_steps": 1}
+        ends.append(weights(distil(tmp_path / strategy, make(NormedTeacher), **options)))
+    assert torch.equal(*ends)
+
+
+def test_workers_do_not_change_the_training(tmp_path):
+    """Of a student with dropout: starting them, which a resumed run does once more, draws none of its numbers."""
+    ends = []
+    for workers, persist in ((0, False), (1, False), (1, True)):
+        options = {"dataloader_num_workers": workers, "dataloader_persistent_workers": persist}
+        ends.append(weights(distil(tmp_path, make(NormedTeacher), num_train_epochs=2, **options)))
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+
+
 @pytest.mark.parametrize("student", STUDENTS)
 def test_best_model_is_loaded_at_the_end(tmp_path, student):
     class FirstIsBest(InOrder):
