@@ -11,7 +11,7 @@ import hf_gdkd
 
 PACKAGE = Path(hf_gdkd.__file__).parent
 PACKAGES = ("losses", "networks")
-ORDER = """errors losses networks recipes config labels models data augment views teacher metrics evaluation report cli
+ORDER = """errors losses networks recipes config labels models images data augment views teacher metrics evaluation report cli
     checkpoints hub ema finite trainer""".split()
 
 
