@@ -236,7 +236,8 @@ def _as_flags(recipe: Mapping[str, Any]) -> list[str]:
 def recipe_of(script: DistillArguments, args: GDKDConfig) -> dict[str, Any]:
     """What differs from the libraries' defaults, and the loss: `--config` with it repeats the run."""
     given = asdict(script) | args.to_dict()
-    default = asdict(DistillArguments()) | GDKDConfig(loss=args.loss).to_dict()
+    plain = GDKDConfig(loss=args.loss, use_cpu=args.use_cpu).to_dict()  # without use_cpu it refuses CPU processes
+    default = asdict(DistillArguments()) | plain | {"use_cpu": False}
     always = ("loss", "ce_weight", "kd_weight", *TRAINING_DEFAULTS)
     return {
         name: value
