@@ -148,6 +148,12 @@ class GDKDConfig(TrainingArguments):
                 f"the launcher started {launched} processes, but each would train alone: give --use_cpu on a machine "
                 "without GPUs, or start one process."
             )
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+            if self.accelerator_config.split_batches and getattr(self, name) % self.world_size:
+                raise InputError(
+                    f"{name} {getattr(self, name)} cannot be split among {self.world_size} processes: give a multiple "
+                    f"of {self.world_size}, or leave split_batches out."
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the Hub token: Trainer pickles its arguments into what it pushes during training."""

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
 from .config import GDKDConfig
 from .ema import EMA
@@ -86,6 +86,11 @@ class GDKDTrainer(Trainer):
             raise InputError(
                 f"there are {len(args.class_weights)} class_weights and {num_labels} classes: give one each."
             )
+        if has_length(self.train_dataset) and 0 < len(self.train_dataset) < args.world_size:
+            raise InputError(
+                f"there are {args.world_size} processes and {len(self.train_dataset)} training images: start fewer "
+                "processes."
+            )
         self.class_weights = args.class_weights and torch.tensor(args.class_weights, device=args.device)
         self._parts = self.distillation_loss and self.distillation_loss.parts
         if args.torch_compile and self.teacher is not None:
@@ -123,6 +128,7 @@ class GDKDTrainer(Trainer):
 
     def _save_state(self) -> str:
         self._save_checkpoint(self.model_wrapped, trial=None)
+        self.accelerator.wait_for_everyone()  # the first process that ends takes the others with it
         return os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}")
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
