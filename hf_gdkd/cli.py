@@ -72,6 +72,7 @@ class DistillArguments:
     eval_split: str | None = _field(None, "Split to evaluate on; unset: validation, valid, val or test.")
     image_column: str | None = _field(None, "Column of the images; unset: found by its type.")
     label_column: str | None = _field(None, "Column of the labels; unset: found by name and type.")
+    on_bad_image: str = _field("error", "An image that cannot be read: error, or skip, which leaves it out.")
     crop_scale: float | None = _field(None, "Smallest share of an image's area in a random crop; 1: no crop.")
     crop_padding: int = _field(0, "Pixels of black around an image, to cut a crop of its own size from; 0: crop_scale.")
     flip: bool | None = _field(None, "Flip half of the training images; unset: yes, but not digits.")
@@ -95,7 +96,7 @@ class DistillArguments:
 
     def data_options(self) -> dict[str, Any]:
         """What `load_data` needs beside the name and the seed."""
-        names = ("train_split", "eval_split", "image_column", "label_column")
+        names = ("train_split", "eval_split", "image_column", "label_column", "on_bad_image")
         options = {name: getattr(self, name) for name in names}
         options |= {"config": self.dataset_config, "revision": self.dataset_revision}
         return options | {"require_labels": not self.label_free, "ignore_labels": self.label_free}
@@ -150,6 +151,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
         raise InputError("no student: give --student (a Hub id, a timm id or a local folder).")
     if script.student_init not in ("pretrained", "random"):
         raise InputError(f"student_init is {script.student_init!r}: choose pretrained or random.")
+    if script.on_bad_image not in ("error", "skip"):
+        raise InputError(f"on_bad_image is {script.on_bad_image!r}: choose error or skip.")
     if (script.teacher is None) != (args.loss == "ce"):
         raise InputError(
             f"loss {args.loss} needs a teacher: give --teacher, or train without one with --loss ce."
@@ -234,7 +237,8 @@ def _as_flags(recipe: Mapping[str, Any]) -> list[str]:
 def recipe_of(script: DistillArguments, args: GDKDConfig) -> dict[str, Any]:
     """What differs from the libraries' defaults, and the loss: `--config` with it repeats the run."""
     given = asdict(script) | args.to_dict()
-    default = asdict(DistillArguments()) | GDKDConfig(loss=args.loss).to_dict()
+    plain = GDKDConfig(loss=args.loss, use_cpu=args.use_cpu).to_dict()  # without use_cpu it refuses CPU processes
+    default = asdict(DistillArguments()) | plain | {"use_cpu": False}
     always = ("loss", "ce_weight", "kd_weight", *TRAINING_DEFAULTS)
     return {
         name: value
@@ -265,7 +269,7 @@ def run(main: Callable[[], Any]) -> None:
         main()
     except tuple(EXIT_CODES) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_CODES[type(error)])
+        sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

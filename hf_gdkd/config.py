@@ -97,6 +97,9 @@ class GDKDConfig(TrainingArguments):
         "Evaluate and save an exponential moving average of the student's weights: the share, above 0 and below 1, "
         "that the average keeps at a step (0.9999 for long runs; less in the first steps). Unset: no average."
     )
+    dataloader_timeout: int = field(
+        default=600, metadata={"help": "Seconds to wait for a batch of a DataLoader worker; 0: for ever."}
+    )
     hub_strategy: str = field(
         default="end",
         metadata={"help": "When to push: end, with the card; every_save, checkpoint, all_checkpoints: as in Trainer."},
@@ -116,7 +119,8 @@ class GDKDConfig(TrainingArguments):
         self.ce_weight = default_ce if self.ce_weight is None else self.ce_weight
         self.kd_weight = default_kd if self.kd_weight is None else self.kd_weight
         numbers = {
-            name: getattr(self, name) for name in ("ce_weight", "kd_weight", "kd_warmup_epochs", "kd_skip_epochs")
+            name: getattr(self, name)
+            for name in ("ce_weight", "kd_weight", "kd_warmup_epochs", "kd_skip_epochs", "dataloader_timeout")
         }
         numbers |= {f"class_weights[{i}]": value for i, value in enumerate(self.class_weights or [])}
         for name, value in numbers.items():
@@ -144,6 +148,12 @@ class GDKDConfig(TrainingArguments):
                 f"the launcher started {launched} processes, but each would train alone: give --use_cpu on a machine "
                 "without GPUs, or start one process."
             )
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+            if self.accelerator_config.split_batches and getattr(self, name) % self.world_size:
+                raise InputError(
+                    f"{name} {getattr(self, name)} cannot be split among {self.world_size} processes: give a multiple "
+                    f"of {self.world_size}, or leave split_batches out."
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the Hub token: Trainer pickles its arguments into what it pushes during training."""

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch.distributed as dist
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
 from datasets.exceptions import DatasetsError
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from .errors import InputError, first_sentence
+from .images import ImageError, Opened
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 EVAL_SPLITS = ("validation", "valid", "val", "test")
 HELD_OUT = 0.1  # of the train split, when the data set has no other split
-CHECKED_ROWS = 20_000  # images decoded before training; those of a larger data set are checked as they are read
+CHECKED_ROWS = 20_000  # images decoded before training, unless bad ones are skipped: then it is all of them
 
 
 @dataclass
 class Data:
-    """A data set for image classification: `train` and `eval` with columns `image` and (if labelled) `labels`."""
+    """A data set for image classification: `train` and `eval` with columns `image` and (if labelled) `labels`.
+
+    `bad_images` is the number of those left out.
+    """
 
     name: str
     train: Dataset
@@ -32,6 +38,7 @@ class Data:
     label_names: list[str] | None
     flip: bool = True
     crop_scale: float = 0.08
+    bad_images: int = 0
 
 
 def load_digits() -> DatasetDict:
@@ -66,12 +73,14 @@ def load_data(
     seed: int = 42,
     require_labels: bool = False,
     ignore_labels: bool = False,
+    on_bad_image: str = "error",
 ) -> Data:
     """A data set by name: `digits`, an id on the Hub, or a local folder (imagefolder, parquet).
 
     Without `eval_split` the first of validation, valid, val and test is taken; a data set with a train split only
     has a tenth of it held out, stratified. Without labels `label_names` is None, unless `require_labels`; with
-    `ignore_labels` it is always None.
+    `ignore_labels` it is always None. An image that cannot be read is an error or, with `on_bad_image` "skip", left
+    out and counted.
 
     Raises:
         InputError: no such data set, split or column; labels that are out of range; an unreadable image.
@@ -90,15 +99,17 @@ def load_data(
         label_names = splits[train_split].features["labels"].names
         for split, rows in splits.items():
             _check_labels(name, split, rows, len(label_names))
+    bad_images = 0
+    for split, rows in splits.items():
+        splits[split], bad = check_images(rows, f"data set {name}, split {split}: ", skip=on_bad_image == "skip")
+        bad_images += bad
     train = splits[train_split]
     if eval_split is None:
         eval_split, (train, evaluation) = f"{train_split} (held-out tenth)", _hold_out(train, seed)
     else:
         evaluation = splits[eval_split]
-    for rows in (train, evaluation):
-        check_images(rows, f"data set {name}:")
-    digits = name == "digits"
-    return Data(name, train, evaluation, eval_split, label_names, flip=not digits, crop_scale=0.6 if digits else 0.08)
+    shape = {"flip": False, "crop_scale": 0.6} if name == "digits" else {}
+    return Data(name, train, evaluation, eval_split, label_names, bad_images=bad_images, **shape)
 
 
 def _load(name: str, config: str | None, revision: str | None) -> DatasetDict:
@@ -197,20 +208,42 @@ def _check_rows(name: str, split: str, labels: Sequence[object], bad: Sequence[b
         )
 
 
-def check_images(rows: Dataset, what: str) -> None:
-    """Decode every image of a data set of up to 20,000 rows.
+def check_images(rows: Dataset, what: str, *, skip: bool = False) -> tuple[Dataset, int]:
+    """The rows whose images can be read, and the number of those whose images cannot.
+
+    Every image is decoded, in threads and, where there are several processes, by each process a share of them. Unless
+    bad ones are skipped, a data set of over 20,000 rows is not searched: they are errors as they are read.
 
     Raises:
-        InputError: an image that cannot be read, with its row.
+        InputError: an image that cannot be read, with its row, unless `skip`; no image that can.
     """
-    if len(rows) > CHECKED_ROWS:
-        return
-    for row in tqdm(range(len(rows)), desc=f"checking images ({what})", leave=False, disable=len(rows) < 2000):
+    if len(rows) > CHECKED_ROWS and not skip:
+        return rows, 0
+
+    opened = Opened(rows, what)
+
+    def problem(row: int) -> ImageError | None:
         try:
-            rows[row]["image"].load()
-        except Exception as error:  # whatever a decoder stumbles on
-            stored = rows.cast_column("image", Image(decode=False))[row]["image"] or {}
-            path = f" ({stored['path']})" if stored.get("path") else ""
-            raise InputError(
-                f"{what} image in row {row}{path} cannot be read ({first_sentence(error)[:-1]}): remove or replace it."
-            ) from error
+            opened[row]
+        except ImageError as error:
+            return error
+
+    shared = dist.is_available() and dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
+    bad = []
+    with ThreadPoolExecutor() as pool:
+        for start in tqdm(range(0, len(rows), 1000), desc=what, leave=False, disable=len(rows) < 2000):
+            share = range(start + rank, min(start + 1000, len(rows)), world)
+            for row, error in zip(share, pool.map(problem, share), strict=True):
+                if error is not None and not skip:
+                    raise error
+                if error is not None:
+                    bad.append(row)
+    if shared:
+        dist.all_gather_object(everyone := [None] * world, bad)
+        bad = [row for rows_of_one in everyone for row in rows_of_one]
+    if not bad:
+        return rows, 0
+    if len(bad) == len(rows):
+        raise InputError(f"{what}not one of {len(rows)} images can be read: check the files.")
+    return rows.select(sorted(set(range(len(rows))) - set(bad))), len(bad)

@@ -1,8 +1,12 @@
-"""The one exception that means: what you gave is wrong, and this sentence says how to mend it."""
+"""The exceptions that the scripts print as one sentence, each with an exit code of its own."""
 
 
 class InputError(ValueError):
     """Bad input: what came, what was expected, what to do. The scripts print it alone and exit with 2."""
+
+    def __str__(self) -> str:
+        """The sentence alone, also when it comes from a DataLoader worker: torch puts a traceback before it."""
+        return super().__str__().rpartition(f"{type(self).__name__}: ")[2].rstrip()
 
 
 class TrainingError(RuntimeError):

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .errors import InputError
 from .metrics import classification_metrics
 from .teacher import Teacher, logits_of, mean_prediction
-from .views import EvalTransform, View, collate
+from .views import EvalTransform, View, Viewed, collate
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def predict(
     """
     model = model.to(device).eval()
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    loader = DataLoader(rows.with_transform(EvalTransform(view)), batch_size, collate_fn=collate)
+    loader = DataLoader(Viewed(rows, EvalTransform(view)), batch_size, collate_fn=collate)
     logits, labels, seconds, images = [], [], 0.0, 0
     for batch in tqdm(loader, desc="evaluating", leave=False):
         pixels = batch["pixel_values"].to(device, dtype)

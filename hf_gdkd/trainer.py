@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -16,15 +17,16 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, has_length
 
 from .checkpoints import is_whole, last_whole_checkpoint, remove_from, saving, write_contents
 from .config import GDKDConfig
 from .ema import EMA
-from .errors import InputError, first_sentence
+from .errors import InputError, TrainingError, first_sentence
 from .finite import FiniteLoss
 from .models import load_teacher
 from .teacher import Ensemble, Teacher, logits_of
+from .workers import DeadWorker, heard, hold_back, release
 
 
 class GDKDTrainer(Trainer):
@@ -85,6 +87,11 @@ class GDKDTrainer(Trainer):
             raise InputError(
                 f"there are {len(args.class_weights)} class_weights and {num_labels} classes: give one each."
             )
+        if has_length(self.train_dataset) and 0 < len(self.train_dataset) < args.world_size:
+            raise InputError(
+                f"there are {args.world_size} processes and {len(self.train_dataset)} training images: start fewer "
+                "processes."
+            )
         self.class_weights = args.class_weights and torch.tensor(args.class_weights, device=args.device)
         self._parts = self.distillation_loss and self.distillation_loss.parts
         if args.torch_compile and self.teacher is not None:
@@ -99,6 +106,8 @@ class GDKDTrainer(Trainer):
         self.ema = args.ema_decay and EMA(self.model, args.ema_decay)
         if self.ema is not None:
             self.add_callback(self.ema)
+        # So that the GPU is not waited for when processes tell each other the number of their samples.
+        self._cpu_group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._sums: Tensor | None = None
         self._saved_at: int | None = None
         self._steps_per_epoch = 1
@@ -119,19 +128,29 @@ class GDKDTrainer(Trainer):
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
         self._sums = None  # what an earlier call left unlogged is not part of this one
         self._saved_at = None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        release()
+        return output
 
     def _save_state(self) -> str:
         self._save_checkpoint(self.model_wrapped, trial=None)
+        self.accelerator.wait_for_everyone()  # the first process that ends takes the others with it
         return os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}")
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """As Trainer's, of the moving average where there is one; it draws none of the training's random numbers.
 
         A run that resumes from a checkpoint of an epoch's last step does not repeat the evaluation that followed it.
+
+        Raises:
+            TrainingError: a DataLoader worker died or hung.
         """
-        with torch.random.fork_rng(devices=[]), self.ema.in_place() if self.ema is not None else nullcontext():
-            return super().evaluation_loop(*args, **kwargs)
+        average = self.ema.in_place() if self.ema is not None else nullcontext()
+        try:
+            with heard(), torch.random.fork_rng(devices=[]), average:
+                return super().evaluation_loop(*args, **kwargs)
+        except DeadWorker as error:
+            self._end(str(error), save=self.is_in_train and self.args.world_size == 1)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """As Trainer's, unless the data set has a sampler of its own, as `Augmented` has for repeated augmentation."""
@@ -163,15 +182,42 @@ class GDKDTrainer(Trainer):
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Tensor | int]:
-        """The micro-batches of one optimizer step, and the number of their samples over all processes."""
-        batches = list(islice(epoch_iterator, num_batches))
-        count: Tensor | int = sum(len(batch["pixel_values"]) for batch in batches)
-        if self.args.world_size > 1:
-            count = self.accelerator.reduce(torch.tensor(count, device=device), "sum")
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """As Trainer's, with a limit on the time that a worker may take."""
+        loader = super()._get_dataloader(*args, **kwargs)
+        if loader.num_workers > 0:
+            getattr(loader, "base_dataloader", loader).timeout = self.args.dataloader_timeout
+        return loader
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, int]:
+        """The micro-batches of one optimizer step, and the number of their samples over all processes.
+
+        Raises:
+            TrainingError: a DataLoader worker died or hung, of whatever process; all save the state together.
+        """
+        batches, dead, random_state = [], None, torch.get_rng_state()
+        try:
+            with heard():
+                batches = list(islice(epoch_iterator, num_batches))
+            hold_back()  # until the step is done
+        except DeadWorker as error:
+            dead = str(error)
+        count = sum(len(batch["pixel_values"]) for batch in batches)
+        if self._cpu_group is not None:
+            dist.all_reduce(tally := torch.tensor([count, dead is not None]), group=self._cpu_group)
+            count, deaths = tally.tolist()
+            dead = dead or (deaths and "A DataLoader worker of another process died.")
+        if dead:
+            torch.set_rng_state(random_state)  # a new epoch's order is drawn again
+            self._end(dead, save=True)
         return batches, count
+
+    def _end(self, dead: str, *, save: bool) -> NoReturn:
+        saved = f" The state after step {self.state.global_step} is in {self._save_state()}." if save else ""
+        raise TrainingError(
+            f"{dead}{saved} Go on with --resume_from_checkpoint last, and with fewer --dataloader_num_workers where "
+            "memory is short."
+        )
 
     def compute_loss(
         self,

@@ -17,6 +17,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 
 from .augment import Mix
 from .errors import InputError
+from .images import Opened, to_rgb
 
 
 class View:
@@ -110,7 +111,7 @@ class TrainTransform:
 
     def crop(self, image: PILImage.Image) -> PILImage.Image:
         """The crop, at the image's own resolution, so that each view resizes once."""
-        image = image.convert("RGB")
+        image = to_rgb(image)
         if self.padding:
             size, image = (image.height, image.width), TF.pad(image, [self.padding])
             box = RandomCrop.get_params(image, size)
@@ -146,7 +147,7 @@ class Augmented(Dataset):
     def __init__(
         self, rows: Sequence, transform: TrainTransform, *, seed: int, mix: Mix | None = None, repeats: int = 1
     ) -> None:
-        self.rows, self.transform, self.seed, self.mix, self.repeats = rows, transform, seed, mix, repeats
+        self.rows, self.transform, self.seed, self.mix, self.repeats = Opened(rows), transform, seed, mix, repeats
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that live on
 
     def set_epoch(self, epoch: int) -> None:
@@ -205,8 +206,26 @@ class EvalTransform:
         self.view = view
 
     def __call__(self, batch: dict[str, list]) -> dict[str, object]:
-        pixels = {"pixel_values": self.view.exact([image.convert("RGB") for image in batch["image"]])}
+        pixels = {"pixel_values": self.view.exact([to_rgb(image) for image in batch["image"]])}
         return pixels | {key: batch[key] for key in ("labels",) if key in batch}
+
+
+class Viewed(Dataset):
+    """Rows of a data set through a transform, a batch at a time."""
+
+    def __init__(self, rows: Sequence, transform: Callable[[dict[str, list]], dict[str, object]]) -> None:
+        self.rows, self.transform = Opened(rows), transform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, object]:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[dict[str, object]]:
+        samples = [self.rows[row] for row in rows]
+        batch = self.transform({key: [sample[key] for sample in samples] for key in samples[0]})
+        return [{key: values[i] for key, values in batch.items()} for i in range(len(rows))]
 
 
 def collate(samples: Sequence[dict[str, object]]) -> dict[str, Tensor]:

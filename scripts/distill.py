@@ -37,7 +37,7 @@ from hf_gdkd.models import class_names, load_model, load_processor, pin_revision
 from hf_gdkd.report import best_and_last, draw_training, read_recipe, write_metrics, write_recipe
 from hf_gdkd.teacher import Ensemble, Teacher
 from hf_gdkd.trainer import GDKDTrainer
-from hf_gdkd.views import Augmented, EvalTransform, TrainTransform, View, collate
+from hf_gdkd.views import Augmented, EvalTransform, TrainTransform, View, Viewed, collate
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         teacher_model=Ensemble(teachers, script.teacher_weights) if len(teachers) > 1 else next(iter(teachers), None),
         args=args,
         train_dataset=Augmented(data.train, transform, seed=args.seed, mix=mix, repeats=script.repeated_augmentation),
-        eval_dataset=data.eval.with_transform(EvalTransform(view)),
+        eval_dataset=Viewed(data.eval, EvalTransform(view)),
         processing_class=processor,
         data_collator=collate,
         compute_metrics=compute_agreement if script.label_free else compute_metrics,
@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     seconds = training["train_runtime"]  # evaluations included
     metrics |= {"epochs": trainer.state.epoch, "ms_per_step": 1000 * seconds / trainer.state.global_step}
+    if script.on_bad_image == "skip":
+        metrics["bad_images"] = data.bad_images
     if trainer.is_world_process_zero():
         metrics |= side_by_side(
             student, teachers, data.eval, view, weights=script.teacher_weights, labelled=not script.label_free,
@@ -125,6 +127,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         draw_training(folder, trainer.state.log_history, f"{folder}: {args.loss} on {data.name}")
         write_card(folder, script, args, data, metrics, command=command_line(argv))
         print(f"{folder}: {judged} {metrics[judged]:.2%} on {data.name} ({data.eval_split})")
+        if data.bad_images:
+            print(f"{data.bad_images} images could not be read and were left out")
         if args.push_to_hub:
             push(folder, trainer.hub_model_id, private=args.hub_private_repo, token=args.hub_token)
     return metrics

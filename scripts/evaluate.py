@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--baseline", help="model to compare with, such as the same student trained without a teacher")
     parser.add_argument("--image_column")
     parser.add_argument("--label_column")
+    parser.add_argument("--on_bad_image", choices=("error", "skip"), default="error")
     for role in ("", "teacher_", "baseline_", "dataset_"):
         parser.add_argument(f"--{role}revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--batch_size", type=int, default=64)
@@ -46,9 +47,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     options = parser.parse_args(argv)
     quiet()
 
-    split = {} if options.split is None else {"train_split": options.split, "eval_split": options.split}
-    columns = {"image_column": options.image_column, "label_column": options.label_column}
-    data = load_data(options.dataset, revision=options.dataset_revision, require_labels=True, **split, **columns)
+    asked = {name: getattr(options, name) for name in ("image_column", "label_column", "on_bad_image")}
+    if options.split is not None:
+        asked |= {"train_split": options.split, "eval_split": options.split}
+    data = load_data(options.dataset, revision=options.dataset_revision, require_labels=True, **asked)
     results, logits = {}, {}
     named = {
         options.model: options.revision,

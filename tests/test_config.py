@@ -123,3 +123,13 @@ def test_help_renders():
     text = " ".join(HfArgumentParser(GDKDConfig).format_help().split())
     for field in OWN:
         assert f"--{field.name}" in text
+
+
+@pytest.mark.parametrize("size, kind", [(6, "train"), (3, "train"), (6, "eval")])
+def test_a_batch_that_cannot_be_split_is_refused(monkeypatch, size, kind):
+    monkeypatch.setattr(GDKDConfig, "world_size", 4)
+    options = {"accelerator_config": {"split_batches": True}, f"per_device_{kind}_batch_size": size}
+    with pytest.raises(InputError, match=f"per_device_{kind}_batch_size {size} cannot be split among 4 processes"):
+        GDKDConfig(**options)
+    GDKDConfig(**options | {f"per_device_{kind}_batch_size": 8})
+    GDKDConfig(**options | {"accelerator_config": {"split_batches": False}})

@@ -680,3 +680,11 @@ def test_class_weights_fit_the_classes(tmp_path):
     args = GDKDConfig(output_dir=str(tmp_path), loss="ce", class_weights=[1.0, 2.0], report_to="none", use_cpu=True)
     with pytest.raises(InputError, match="there are 2 class_weights and 7 classes"):
         GDKDTrainer(vit(), None, args)
+
+
+def test_more_processes_than_images_are_refused(tmp_path, monkeypatch):
+    args = config(tmp_path, "ce")
+    monkeypatch.setattr(GDKDConfig, "world_size", 4)
+    GDKDTrainer(make(Plain), None, args, train_dataset=make_data(4))
+    with pytest.raises(InputError, match="there are 4 processes and 3 training images: start fewer processes"):
+        GDKDTrainer(make(Plain), None, args, train_dataset=make_data(3))

@@ -25,11 +25,12 @@ TOPOLOGIES = {  # processes, batch of a process, micro-batches a step
 REPEATED = [*range(RAGGED), *range(WHOLE - RAGGED)]
 
 
-def launch(jobs: Path, processes: int) -> None:
+def launch(jobs: Path, processes: int, worker: Path = WORKER) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(WORKER), str(jobs)], env=env, text=True, capture_output=True, timeout=300)
+    done = subprocess.run([*command, str(worker), str(jobs)], env=env, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
