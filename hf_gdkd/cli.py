@@ -14,11 +14,13 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import yaml
+from accelerate import PartialState
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from .augment import AUTO_AUGMENT
 from .config import GDKDConfig
+from .connection import bound_waiting
 from .errors import InputError, PushError, TrainingError, first_sentence
 from .recipes import check_teacher_is_trained, settings_of
 
@@ -257,14 +259,15 @@ def command_line(argv: Sequence[str] | None = None) -> str:
 
 
 def quiet() -> None:
-    """Our own messages plainly, the libraries' only when they are errors."""
-    logging.basicConfig(format="%(message)s")
+    """Our own messages plainly and once, whatever the number of processes; the libraries' only when they are errors."""
+    logging.basicConfig(format="%(message)s", level="WARNING" if PartialState().is_main_process else "ERROR")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 
 def run(main: Callable[[], Any]) -> None:
     """Run a script's main; what we know to go wrong ends it with one sentence and a code of `EXIT_CODES`."""
+    bound_waiting()
     try:
         main()
     except tuple(EXIT_CODES) as error:

@@ -15,6 +15,7 @@ from .losses import DistillationLoss, build_loss
 # (ce_weight, kd_weight) of the paper's recipes for transformers on ImageNet, where they are not (1, 1).
 LOSS_WEIGHTS = {"ce": (1.0, 0.0), "kd": (0.5, 0.5), "mlkd": (0.1, 0.9)}
 
+HUB_STRATEGIES = ("end", "every_save")
 TEACHER_DTYPES = ("float32", "bfloat16", "float16")
 
 LOSS_OPTIONS = (
@@ -102,7 +103,9 @@ class GDKDConfig(TrainingArguments):
     )
     hub_strategy: str = field(
         default="end",
-        metadata={"help": "When to push: end, with the card; every_save, checkpoint, all_checkpoints: as in Trainer."},
+        metadata={
+            "help": f"When to push: {', '.join(HUB_STRATEGIES)} (also the model of each checkpoint, in training)."
+        },
     )
     logging_nan_inf_filter: bool = field(
         default=False,
@@ -135,6 +138,11 @@ class GDKDConfig(TrainingArguments):
                 raise InputError(f"lr_decay_epochs has {epoch}: give finite numbers above 0.")
         if not (math.isfinite(self.lr_decay_rate) and self.lr_decay_rate > 0):
             raise InputError(f"lr_decay_rate is {self.lr_decay_rate}: give a finite number above 0.")
+        if self.hub_strategy not in HUB_STRATEGIES:
+            raise InputError(
+                f"hub_strategy is {str(self.hub_strategy)!r}: choose one of {', '.join(HUB_STRATEGIES)}; whole "
+                "checkpoints are not pushed, as they hold pickles."
+            )
         self.build_loss()
         super().__post_init__()
         if self.lr_decay_epochs and self.lr_scheduler_type != "constant":
@@ -156,7 +164,7 @@ class GDKDConfig(TrainingArguments):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the Hub token: Trainer pickles its arguments into what it pushes during training."""
+        """All but the Hub token: Trainer pickles its arguments."""
         return self.__dict__ | {"hub_token": None}
 
     def set_loss_options(self) -> dict[str, object]:

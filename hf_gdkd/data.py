@@ -11,9 +11,13 @@ import numpy as np
 import torch.distributed as dist
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
 from datasets.exceptions import DatasetsError
+from huggingface_hub import resolve_revision
+from huggingface_hub.errors import RevisionResolutionError
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
+from yaml import YAMLError
 
+from .connection import hub_reason
 from .errors import InputError, first_sentence
 from .images import ImageError, Opened
 
@@ -28,7 +32,7 @@ CHECKED_ROWS = 20_000  # images decoded before training, unless bad ones are ski
 class Data:
     """A data set for image classification: `train` and `eval` with columns `image` and (if labelled) `labels`.
 
-    `bad_images` is the number of those left out.
+    `revision` is its commit on the Hub, `bad_images` the number of images that were left out.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Data:
     label_names: list[str] | None
     flip: bool = True
     crop_scale: float = 0.08
+    revision: str | None = None
     bad_images: int = 0
 
 
@@ -85,7 +90,7 @@ def load_data(
     Raises:
         InputError: no such data set, split or column; labels that are out of range; an unreadable image.
     """
-    splits = load_digits() if name == "digits" else _load(name, config, revision)
+    splits, revision = (load_digits(), None) if name == "digits" else _load(name, config, revision)
     eval_split = eval_split or next((s for s in EVAL_SPLITS if s in splits and s != train_split), None)
     for split in (train_split, eval_split or train_split):
         if split not in splits:
@@ -109,19 +114,40 @@ def load_data(
     else:
         evaluation = splits[eval_split]
     shape = {"flip": False, "crop_scale": 0.6} if name == "digits" else {}
-    return Data(name, train, evaluation, eval_split, label_names, bad_images=bad_images, **shape)
+    return Data(name, train, evaluation, eval_split, label_names, revision=revision, bad_images=bad_images, **shape)
 
 
-def _load(name: str, config: str | None, revision: str | None) -> DatasetDict:
+def _load(name: str, config: str | None, revision: str | None) -> tuple[DatasetDict, str | None]:
+    """The splits of a data set on the Hub or in a folder, and its commit."""
     if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise InputError(f"no folder {name}: give an existing folder of images, an id on the Hub, or digits.")
+    asked, unreachable = revision, None
     try:
-        return load_dataset(name, config, revision=revision)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        text = str(error.__cause__ or error) if isinstance(error, DatasetsError) else str(error)
-        if "pick one among the available configs" in text:
-            text = f"give --dataset_config, one of {text[text.index('[') + 1 : text.index(']')]}"
-        raise InputError(f"data set {name} cannot be loaded: {first_sentence(ValueError(text))}") from error
+        if not os.path.isdir(name):
+            try:
+                revision = resolve_revision(name, repo_type="dataset", revision=asked).resolved
+            except RevisionResolutionError as error:  # the cache may hold the data all the same
+                unreachable = error
+        return load_dataset(name, config, revision=revision), revision
+    except Exception as error:  # whatever the Hub, a card or a file makes it stumble on
+        reason = _reason(error, name) or hub_reason(unreachable or error, name, revision=asked, kind="data set")
+        reason = reason or first_sentence(error.__cause__ or error if isinstance(error, DatasetsError) else error)
+        raise InputError(f"data set {name} cannot be loaded: {reason}") from error
+
+
+def _reason(error: Exception, name: str) -> str | None:
+    """Why a data set that is there cannot be loaded, and what to do; None when it is something else."""
+    text = str(error)
+    if "pick one among the available configs" in text:
+        return f"give --dataset_config, one of {text[text.index('[') + 1 : text.index(']')]}."
+    if "Dataset scripts are no longer supported" in text:
+        return (
+            "it is a script, which could run any code: give --dataset_revision refs/convert/parquet, where the Hub "
+            f"keeps a converted copy of many (see https://huggingface.co/datasets/{name}), or choose another data set."
+        )
+    if isinstance(error, YAMLError):
+        return "the metadata in its README.md is no YAML: give a --dataset_revision where it is, or another data set."
+    return None
 
 
 def _hold_out(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:

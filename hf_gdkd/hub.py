@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from httpx2 import TransportError
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
+from yaml import YAMLError
 
 from .cli import DistillArguments
 from .config import GDKDConfig
+from .connection import HUB_ERRORS, hub_reason, retried
 from .data import Data
-from .errors import PushError, first_sentence
+from .errors import InputError, PushError
 from .losses import loss_options
 from .models import resolve_name
 from .networks.configuration import CifarConfig
 
 WEIGHTS = ("w0", "w1", "w2", "alpha", "beta", "gamma")
 PUSHED = ["*.safetensors", "*.json", "*.yaml", "*.png", "README.md"]
-WAITS = (1.0, 5.0, 30.0)  # seconds between tries of a push
 PACKAGES = ("hf_gdkd", "torch", "transformers", "datasets", "timm")
 
 
@@ -109,7 +109,7 @@ def license_of(name: str, revision: str | None) -> str | None:
     try:
         path = hf_hub_download(name, "README.md", revision=revision)
         return ModelCard.load(path).data.license
-    except (OSError, ValueError):
+    except (*HUB_ERRORS, YAMLError):
         return None
 
 
@@ -120,36 +120,32 @@ def hardware(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
-def push(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    waits: Sequence[float] = WAITS,
-) -> str:
+def push(folder: str | Path, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
     """Upload what a user of a finished student needs, and nothing else of its folder; returns the repository's id.
 
-    What may pass (the connection, 429, 5xx) is tried again after each of `waits` (seconds).
+    What may pass is tried again, see `connection.retried`.
 
     Raises:
+        InputError: `repo_id` is no name of a repository.
         PushError: it failed all the same; the folder is as it was, and the sentence names the command that pushes it.
     """
     api = HfApi(token=token)
-    for wait in (*waits, None):
-        try:
-            repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            api.upload_folder(
-                repo_id=repo, folder_path=folder, allow_patterns=PUSHED, ignore_patterns=["*/*"],
-                commit_message="Upload the student",
-            )  # fmt: skip
-            return repo
-        except (OSError, ValueError, RuntimeError, TransportError) as error:
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            if wait is not None and (status is None or status == 429 or status >= 500):
-                time.sleep(wait)
-                continue
-            raise PushError(
-                f"the student is finished and whole in {folder}, but the push to {repo_id} failed: "
-                f"{first_sentence(error)} Push it with: python scripts/push.py {folder} --hub_model_id {repo_id}"
-            ) from error
+
+    def upload() -> str:
+        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=PUSHED, ignore_patterns=["*/*"],
+            commit_message="Upload the student",
+        )  # fmt: skip
+        return repo
+
+    try:
+        return retried(upload)
+    except HUB_ERRORS as error:
+        reason = hub_reason(error, repo_id, kind="upload") or " ".join(str(error).split())
+        if isinstance(error, HFValidationError):
+            raise InputError(f"cannot push to {repo_id}: {reason}") from error
+        raise PushError(
+            f"the student is finished and whole in {folder}, but the push to {repo_id} failed: {reason} "
+            f"Push it with: python scripts/push.py {folder} --hub_model_id {repo_id}"
+        ) from error

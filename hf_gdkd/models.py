@@ -10,6 +10,9 @@ from difflib import get_close_matches
 
 import timm
 import torch
+from accelerate import PartialState
+from huggingface_hub import constants, file_exists, resolve_revision
+from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -22,8 +25,8 @@ from transformers import (
     ViTImageProcessor,
 )
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
-from transformers.utils.hub import resolve_revision
 
+from .connection import HUB_ERRORS, hub_reason
 from .errors import InputError, first_sentence
 from .labels import matching_rows
 from .networks import canonical
@@ -111,7 +114,7 @@ def load_model(
         try:
             return _from_config(config, trust_remote_code)
         except (ValueError, RuntimeError, ImportError) as error:
-            raise InputError(f"model {path} cannot be built: {_reason(error)}") from error
+            raise InputError(f"model {path} cannot be built: {_reason(error, path)}") from error
     model, missing = _load_weights(path, revision, trust_remote_code)
     if missing:
         logger.warning("%s: newly initialised: %s.", path, ", ".join(sorted(missing)))
@@ -148,8 +151,12 @@ def load_teacher(name: str, *, revision: str | None = None, trust_remote_code: b
     return model
 
 
-def load_processor(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> BaseImageProcessor:
-    """The image processor that belongs to a model, by the model's name.
+def load_processor(
+    name: str, *, init: str = "pretrained", revision: str | None = None, trust_remote_code: bool = False
+) -> BaseImageProcessor:
+    """The image processor that belongs to a model, by the arguments of `load_model`.
+
+    That of a timm model is its repository's; with `init` "random", which downloads nothing, the installed timm's.
 
     Raises:
         InputError: there is none.
@@ -158,17 +165,13 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
     if _is_network(path):  # the size, mean and standard deviation of the paper's CIFAR-100 experiments
         mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
         return ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=mean, image_std=std)
-    if path.startswith("timm/") and not os.path.isdir(path):
-        architecture = path.removeprefix("timm/")
-        if timm.is_model(architecture):
-            config = timm.get_pretrained_cfg(architecture).to_dict()
-            return TimmWrapperImageProcessor(pretrained_cfg=config, architecture=architecture)
+    if init == "random" and (config := _timm_config(path)) is not None:
+        return TimmWrapperImageProcessor(config.pretrained_cfg, config.architecture)
     try:
         return AutoImageProcessor.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        if "Can't load image processor" in str(error):
-            raise InputError(f"{path} has no image processor: give a model with a preprocessor_config.json.") from error
-        raise InputError(f"the image processor of {path} cannot be loaded: {_reason(error)}") from error
+    except HUB_ERRORS as error:
+        reason = _reason(error, path, revision)
+        raise InputError(f"the image processor of {path} cannot be loaded: {reason}") from error
 
 
 def class_names(model: PreTrainedModel) -> list[str]:
@@ -179,14 +182,21 @@ def class_names(model: PreTrainedModel) -> list[str]:
 def pin_revision(name: str, revision: str | None) -> str | None:
     """The commit that a revision of a model on the Hub stands for now, printed with the full id; else as given.
 
-    What cannot be resolved (no network, no such model) stays as it is: loading then says what is wrong.
+    Without a network it is the commit in the cache.
+
+    Raises:
+        InputError: no such model or revision, or one that the Hub does not show with this token; no network, and
+            nothing in the cache.
     """
     path = resolve_name(name)
     if os.path.isdir(path) or _is_network(path):
         return revision
-    resolved = resolve_revision(path, revision)
-    commit = getattr(resolved, "resolved", revision)
-    print(f"{name} -> {path}{f'@{commit}' if commit else ''}")
+    try:
+        commit = resolve_revision(path, revision=revision).resolved
+    except HUB_ERRORS as error:
+        raise InputError(f"model {path} cannot be loaded: {_reason(error, path, revision)}") from error
+    if PartialState().is_main_process:
+        print(f"{name} -> {path}@{commit}")
     return commit
 
 
@@ -205,22 +215,40 @@ def _architecture(path: str, revision: str | None, trust_remote_code: bool) -> P
     """The configuration of a model; that of a timm architecture or a CIFAR network needs no download."""
     if _is_network(path):
         return CifarConfig(architecture=path.removeprefix(CIFAR), num_labels=100)
-    architecture = path.removeprefix("timm/")
-    if not os.path.isdir(path) and path.startswith("timm/") and timm.is_model(architecture):
-        pretrained = timm.get_pretrained_cfg(architecture).to_dict()
-        config = {"architecture": architecture.split(".")[0], "num_classes": pretrained["num_classes"]}
-        return TimmWrapperConfig.from_dict(config | {"pretrained_cfg": pretrained})
+    if (config := _timm_config(path)) is not None:
+        return config
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model {path} cannot be loaded: {_reason(error)}") from error
+    except HUB_ERRORS as error:
+        raise InputError(f"model {path} cannot be loaded: {_reason(error, path, revision)}") from error
 
 
-def _reason(error: Exception) -> str:
+def _timm_config(path: str) -> TimmWrapperConfig | None:
+    """The configuration of a timm architecture, from the installed timm; None for any other model."""
+    architecture = path.removeprefix("timm/")
+    if os.path.isdir(path) or not path.startswith("timm/") or not timm.is_model(architecture):
+        return None
+    pretrained = timm.get_pretrained_cfg(architecture).to_dict()
+    config = {"architecture": architecture.split(".")[0], "num_classes": pretrained["num_classes"]}
+    return TimmWrapperConfig.from_dict(config | {"pretrained_cfg": pretrained})
+
+
+def _reason(error: Exception, path: str, revision: str | None = None) -> str:
     """Why a model cannot be loaded, and what to do."""
     if "trust_remote_code" in str(error):
         return "it runs code of its own: read that code, then give --trust_remote_code, or choose another model."
+    if (reason := hub_reason(error, path, revision=revision)) is not None:
+        return reason
+    if "Can't load image processor" in str(error):
+        if constants.is_offline_mode() and not os.path.isdir(path):
+            return _reason(OfflineModeIsEnabled(), path)
+        return "it has no image processor: give a model with a preprocessor_config.json."
     if "model.safetensors" in str(error):
+        if not os.path.isdir(path):  # transformers says so too of a file that did not come
+            try:
+                file_exists(path, "model.safetensors", revision=revision)
+            except HUB_ERRORS as refusal:
+                return _reason(refusal, path, revision)
         return (
             "it has no model.safetensors, and pickled weights (pytorch_model.bin) are not read, as they can run code: "
             "convert them, or take the architecture only (--student_init random)."
@@ -265,8 +293,8 @@ def _load_weights(path: str, revision: str | None, trust_remote_code: bool) -> t
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with their names
         )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise InputError(f"model {path} cannot be loaded: {_reason(error)}") from error
+    except (*HUB_ERRORS, ImportError, SafetensorError) as error:
+        raise InputError(f"model {path} cannot be loaded: {_reason(error, path, revision)}") from error
     if info["mismatched_keys"]:
         name, found, wanted = sorted(info["mismatched_keys"])[0]
         raise InputError(

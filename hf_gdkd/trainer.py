@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -17,16 +21,21 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput, has_length
+from transformers.utils import PushInProgress
 
 from .checkpoints import is_whole, last_whole_checkpoint, remove_from, saving, write_contents
 from .config import GDKDConfig
+from .connection import HUB_ERRORS, hub_reason, retried
 from .ema import EMA
 from .errors import InputError, TrainingError, first_sentence
 from .finite import FiniteLoss
 from .models import load_teacher
 from .teacher import Ensemble, Teacher, logits_of
 from .workers import DeadWorker, heard, hold_back, release
+
+# What is pushed of a checkpoint.
+MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "preprocessor_config.json"]
 
 
 class GDKDTrainer(Trainer):
@@ -346,13 +355,30 @@ class GDKDTrainer(Trainer):
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """As Trainer's; a repository that cannot be written to is said before training."""
+        name = self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
         try:
-            super().init_hf_repo(*args, **kwargs)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"cannot write to {self.args.hub_model_id or 'a repository'} on the Hub: {first_sentence(error)} "
-                "Log in with `hf auth login`, or give a token that may write as HF_TOKEN."
-            ) from error
+            retried(partial(super().init_hf_repo, *args, **kwargs))
+        except HUB_ERRORS as error:
+            reason = hub_reason(error, name, kind="upload") or first_sentence(error)
+            raise InputError(f"cannot write to {name} on the Hub: {reason}") from error
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As Trainer's, but the model and its image processor alone: no pickle, and no card of an earlier run."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if self.push_in_progress is not None and not self.push_in_progress.is_done():
+            if not self.args.hub_always_push:
+                return
+            self._finish_current_push()
+        for pattern in MODEL_FILES:  # copied, as the checkpoint may be removed before it is uploaded
+            for path in Path(checkpoint_folder).glob(pattern):
+                shutil.copy(path, self.args.output_dir)
+        job = HfApi(token=self.args.hub_token).upload_folder(
+            repo_id=self.hub_model_id, folder_path=self.args.output_dir, revision=self.args.hub_revision,
+            allow_patterns=MODEL_FILES, ignore_patterns=["*/*"], run_as_future=True,
+            commit_message=f"Training in progress, step {self.state.global_step}",
+        )  # fmt: skip
+        self.push_in_progress = PushInProgress([job])
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:

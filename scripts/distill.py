@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     set_seed(args.seed)
 
     data = load_data(script.dataset, **script.data_options(), seed=args.seed)
+    script.dataset_revision = data.revision
     script.student_init = possible_init(script.student, script.student_init)
     if script.student_init == "pretrained":
         script.student_revision = pin_revision(script.student, script.student_revision)
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         data.label_names = class_names(teachers[0].model)
     source = {"revision": script.student_revision, **trust}
     student = load_model(script.student, label_names=data.label_names, init=script.student_init, **source)
-    processor = load_processor(script.student, **source)
+    processor = load_processor(script.student, init=script.student_init, **source)
     view = View(processor)
     for teacher, label_map in zip(teachers, script.label_map or [None] * len(teachers), strict=True):
         teacher.match(data.label_names, view, label_map and load_label_map(label_map), data_name=data.name)

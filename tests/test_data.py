@@ -199,6 +199,10 @@ def test_unknown_data_set(name):
     refusal(lambda: load_data(name), name)
 
 
+def test_without_a_network_what_is_missing_is_named():
+    refusal(lambda: load_data("nobody/nothing"), "nobody/nothing", "HF_HUB_OFFLINE", "the cache does not hold it")
+
+
 def test_empty_folder(tmp_path):
     refusal(lambda: load_data(str(tmp_path)), str(tmp_path))
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -19,8 +20,17 @@ from transformers import (
     pipeline,
 )
 
+from hf_gdkd import models
 from hf_gdkd.errors import InputError
-from hf_gdkd.models import SHORT_NAMES, load_model, load_processor, load_teacher, resolve_name, save_processor
+from hf_gdkd.models import (
+    SHORT_NAMES,
+    load_model,
+    load_processor,
+    load_teacher,
+    pin_revision,
+    resolve_name,
+    save_processor,
+)
 
 TINY = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1}
 ANIMALS = ["cat", "dog", "eel", "fox"]
@@ -165,7 +175,7 @@ def test_timm_architecture_alone_has_its_own_classes():
 def test_timm_round_trip(tmp_path):
     model = load_model("test_vit", label_names=ANIMALS, init="random").eval()
     model.save_pretrained(tmp_path)
-    save_processor(load_processor("test_vit"), str(tmp_path))
+    save_processor(load_processor("test_vit", init="random"), str(tmp_path))
     again = load_model(str(tmp_path)).eval()
     assert again.config.id2label == dict(enumerate(ANIMALS))
     assert again.config.label2id == {name: i for i, name in enumerate(ANIMALS)}
@@ -307,11 +317,11 @@ def test_random_of_what_is_no_image_classifier(vit):
     assert_one_sentence(error, str(vit))
 
 
-@pytest.mark.parametrize("load", [load_teacher, load_model, load_processor])
-def test_unknown_hub_id(load):
+@pytest.mark.parametrize("load", [load_teacher, load_model, load_processor, lambda name: pin_revision(name, None)])
+def test_without_a_network_what_is_missing_is_named(load):
     with pytest.raises(InputError) as error:
         load("nobody/nothing")
-    assert_one_sentence(error, "nobody/nothing")
+    assert_one_sentence(error, "nobody/nothing", "HF_HUB_OFFLINE", "the cache does not hold it")
 
 
 # -- image processors --------------------------------------------------------------------------------------
@@ -330,12 +340,46 @@ def test_processor_of_a_folder(vit, tmp_path):
     assert isinstance(load_processor(str(vit)), ConvNextImageProcessor)
 
 
+def test_processor_of_a_timm_repository_is_its_own(hub, forks):
+    """Size, mean and std stand in its config.json; the installed timm is asked for what is not downloaded."""
+    files = hub.files("models", "timm/resnet18.a1_in1k")
+    config = json.loads(files["config.json"])
+    config["pretrained_cfg"] |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    hub.add("models", "timm/resnet18.tv_in1k", files | {"config.json": json.dumps(config).encode()})
+    code = """
+import json, torch
+from PIL import Image
+from hf_gdkd.models import load_processor
+from hf_gdkd.teacher import Teacher
+from hf_gdkd.views import View
+views = [View(load_processor("resnet18.tv_in1k", init=init)) for init in ("pretrained", "random")]
+views.append(Teacher.load("resnet18.tv_in1k").view)
+black = Image.new("RGB", (300, 300), "black")
+print(json.dumps([(view.size, view.exact([black])[0, :, 0, 0].tolist()) for view in views]))
+"""
+    done = forks("python", code)
+    assert done.returncode == 0, done.stderr
+    own, installed, teachers = json.loads(done.stdout)
+    assert own == teachers and own[0] == [32, 32]
+    assert own[1] == pytest.approx([-0.1 / 0.4, -0.2 / 0.5, -0.3 / 0.6])
+    assert installed[0] == [224, 224]
+    assert installed[1] == pytest.approx([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
+
+
+def test_the_main_process_alone_says_what_a_name_means(monkeypatch, capsys):
+    commit = "0" * 40
+    monkeypatch.setattr(models, "resolve_revision", lambda name, revision: SimpleNamespace(resolved=commit))
+    for main, said in ((False, ""), (True, f"deit-tiny -> facebook/deit-tiny-patch16-224@{commit}\n")):
+        monkeypatch.setattr(models, "PartialState", lambda main=main: SimpleNamespace(is_main_process=main))
+        assert pin_revision("deit-tiny", None) == commit and capsys.readouterr().out == said
+
+
 @pytest.mark.parametrize("kind", ["vit", "timm"])
 def test_pipeline(vit, tmp_path, kind):
     name = str(vit) if kind == "vit" else "test_vit"
     model = load_model(name, label_names=ANIMALS, init="random")
     model.save_pretrained(tmp_path / "saved")
-    save_processor(load_processor(name), str(tmp_path / "saved"))
+    save_processor(load_processor(name, init="random"), str(tmp_path / "saved"))
     found = pipeline("image-classification", str(tmp_path / "saved"))(Image.new("RGB", (40, 30), "blue"))
     assert {row["label"] for row in found} == set(ANIMALS)
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
