@@ -49,7 +49,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
     "save_total_limit": 1,
-    "logging_steps": 20,
+    "logging_steps": 0.01,  # of all steps
 }
 
 

@@ -117,7 +117,8 @@ def hardware(device: torch.device) -> str:
     """What the speeds were measured on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def push(folder: str | Path, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
