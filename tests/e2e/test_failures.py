@@ -17,6 +17,23 @@ QUICK = "--loss ce --use_cpu --disable_tqdm true --output_dir runs/student".spli
 SCRATCH = ["--student", str(ROOT / "scripts/demo/cnn"), "--student_init", "random", *QUICK]
 ON_DIGITS = [*SCRATCH, "--dataset", "digits", "--num_train_epochs", "1"]
 
+
+def with_student(name, *more):
+    return ["--student", name, "--dataset", "digits", *QUICK, *more]
+
+
+def with_teacher(name, *more):
+    return [word if word != "ce" else "kd" for word in ON_DIGITS] + ["--teacher", name, *more]
+
+
+def with_data(name, *more):
+    return [*SCRATCH, "--dataset", name, *more]
+
+
+def with_push(name, *more):
+    return [*ON_DIGITS, "--push_to_hub", "--hub_model_id", name, *more]
+
+
 # How the Hub fails, and the way out that the sentence names.
 MODES = {
     "refuse": "look at the network, and try it again",
@@ -30,8 +47,8 @@ MODES = {
 
 # What is downloaded: the script's words, the requests that fail, and how the sentence begins.
 DOWNLOADS = {
-    "model": (["--student", MODEL, "--dataset", "digits", *QUICK], "deit-tiny", f"model {MODEL} cannot be loaded: "),
-    "data": ([*SCRATCH, "--dataset", DATA], "mini-imagenet", f"data set {DATA} cannot be loaded: "),
+    "model": (with_student(MODEL), "deit-tiny", f"model {MODEL} cannot be loaded: "),
+    "data": (with_data(DATA), "mini-imagenet", f"data set {DATA} cannot be loaded: "),
 }
 FILES = {"model": "model[.]safetensors", "data": "[.]parquet"}
 
@@ -121,7 +138,7 @@ def test_what_may_pass_is_tried_again_ever_later(hub, forks, student, mode, naps
 
 def test_a_run_whose_push_fails_is_pushed_by_the_command_that_it_names(hub, forks):
     hub.fail(500, path="/commit/")
-    said = last_words(forks("distill", *ON_DIGITS, "--push_to_hub", "--hub_model_id", "tester/late"), 3)
+    said = last_words(forks("distill", *with_push("tester/late")), 3)
     folder = forks.folder / "runs/student"
     metrics, weights = json.loads((folder / "metrics.json").read_text()), load_file(folder / "model.safetensors")
     assert metrics["parameters"] <= sum(tensor.numel() for tensor in weights.values())
@@ -140,8 +157,8 @@ def test_pushes_during_training_hold_the_model_alone(hub, forks):
     folder.mkdir(parents=True)
     (folder / "README.md").write_text(f"{CARD}of an earlier run")
     seen = len(hub.received)
-    words = ["--num_train_epochs", "2", "--push_to_hub", "--hub_model_id", "tester/often", "--hub_token", hub.token]
-    done = forks("distill", *ON_DIGITS, *words, "--hub_strategy", "every_save", "--hub_always_push", "true")
+    words = ["--num_train_epochs", "2", "--hub_strategy", "every_save", "--hub_always_push", "--hub_token", hub.token]
+    done = forks("distill", *with_push("tester/often", *words))
     assert done.returncode == 0, done.stderr[-3000:]
     _, *during, last = hub.repos["models", "tester/often"].commits.values()
     assert len(during) == 2 and during[0].files["model.safetensors"] != during[1].files["model.safetensors"]
@@ -161,18 +178,6 @@ def test_pushes_during_training_hold_the_model_alone(hub, forks):
 
 
 # -- bad input ---------------------------------------------------------------------------------------------
-
-
-def with_student(name, *more):
-    return ["--student", name, "--dataset", "digits", *QUICK, *more]
-
-
-def with_teacher(name, *more):
-    return [word if word != "ce" else "kd" for word in ON_DIGITS] + ["--teacher", name, *more]
-
-
-def with_data(name, *more):
-    return [*SCRATCH, "--dataset", name, *more]
 
 
 @pytest.fixture
@@ -197,35 +202,47 @@ REVISION = "it has no revision 'v9': give a branch, tag or commit"
 SCRIPT = "it is a script, which could run any code: give --dataset_revision refs/convert/parquet"
 
 
-@pytest.mark.parametrize("words, said", [
-    (with_student("other/private"), PRIVATE),
-    (with_student("nobody/nothing"), PRIVATE),
-    (with_teacher("nobody/nothing"), PRIVATE),
-    (with_data("nobody/nothing"), PRIVATE),
-    (with_student("tester/gated"), GATE.format("tester/gated")),
-    (with_data("ILSVRC/imagenet-1k"), GATE.format("datasets/ILSVRC/imagenet-1k")),
-    (with_student(MODEL, "--student_revision", "v9"), REVISION),
-    (with_teacher(MODEL, "--teacher_revision", "v9"), REVISION),
-    (with_data(DATA, "--dataset_revision", "v9"), REVISION),
-    (with_student("tester/bin"), "it has no model.safetensors, and pickled weights (pytorch_model.bin) are not read"),
-    (with_student("tester/code"), "it runs code of its own: read that code, then give --trust_remote_code"),
-    (with_data("tester/script"), SCRIPT),
-    (with_data("tester/no-yaml"), "the metadata in its README.md is no YAML: give a --dataset_revision"),
-    (with_data("tester/odd-keys"), "Expected a dict or a list"),
-    (with_student("org/name/sub"), "no folder org/name/sub: give an existing folder, or an id on the Hub (org"),
-    (with_data("org/name/sub"), "no folder org/name/sub: give an existing folder of images, an id on the Hub"),
-    (with_student("a b/c"), "that is no id on the Hub: give organization/name"),
-    ([*ON_DIGITS, "--push_to_hub", "--hub_model_id", "me/student/v2"], "that is no id on the Hub"),
-    ([*ON_DIGITS, "--push_to_hub", "--hub_model_id", "other/student"], "the token has no right to it (403)"),
-    ([*ON_DIGITS, "--push_to_hub", "--hub_strategy", "checkpoint"], "choose one of end, every_save"),
-], ids=str)  # fmt: skip
+BAD_INPUT = {
+    "private student": (with_student("other/private"), PRIVATE),
+    "unknown student": (with_student("nobody/nothing"), PRIVATE),
+    "unknown teacher": (with_teacher("nobody/nothing"), PRIVATE),
+    "unknown data": (with_data("nobody/nothing"), PRIVATE),
+    "gated student": (with_student("tester/gated"), GATE.format("tester/gated")),
+    "gated data": (with_data("ILSVRC/imagenet-1k"), GATE.format("datasets/ILSVRC/imagenet-1k")),
+    "revision of student": (with_student(MODEL, "--student_revision", "v9"), REVISION),
+    "revision of teacher": (with_teacher(MODEL, "--teacher_revision", "v9"), REVISION),
+    "revision of data": (with_data(DATA, "--dataset_revision", "v9"), REVISION),
+    "pickles": (
+        with_student("tester/bin"),
+        "no model.safetensors, and pickled weights (pytorch_model.bin) are not read",
+    ),
+    "code": (with_student("tester/code"), "it runs code of its own: read that code, then give --trust_remote_code"),
+    "script": (with_data("tester/script"), SCRIPT),
+    "card without YAML": (
+        with_data("tester/no-yaml"),
+        "the metadata in its README.md is no YAML: give a --dataset_rev",
+    ),
+    "card with odd keys": (with_data("tester/odd-keys"), "Expected a dict or a list"),
+    "path in student": (
+        with_student("org/name/sub"),
+        "no folder org/name/sub: give an existing folder, or an id on the",
+    ),
+    "path in data": (with_data("org/name/sub"), "no folder org/name/sub: give an existing folder of images, an id on"),
+    "path in repository": (with_push("me/student/v2"), "that is no id on the Hub: give organization/name"),
+    "no id": (with_student("a b/c"), "that is no id on the Hub: give organization/name"),
+    "repository of others": (with_push("other/student"), "the token has no right to it (403)"),
+    "whole checkpoints": (with_push("tester/new", "--hub_strategy", "checkpoint"), "choose one of end, every_save"),
+}
+
+
+@pytest.mark.parametrize("words, said", BAD_INPUT.values(), ids=BAD_INPUT)
 def test_bad_input(hub, oddities, forks, words, said):
     assert last_words(forks("distill", *words), 2, said).endswith(".")
     assert not list(forks.folder.glob("runs/**/*.safetensors"))
 
 
 @pytest.mark.parametrize("words", [
-    with_student(MODEL), with_data(DATA), [*ON_DIGITS, "--push_to_hub", "--hub_model_id", "tester/new"],
+    with_student(MODEL), with_data(DATA), with_push("tester/new"),
 ], ids=["model", "data", "push"])  # fmt: skip
 def test_a_wrong_token_is_told_before_training_and_never_printed(hub, forks, words):
     token = "hf_wrongwrongwrongwrong"
