@@ -145,6 +145,7 @@ class GDKDConfig(TrainingArguments):
             )
         self.build_loss()
         super().__post_init__()
+        self.dataloader_pin_memory &= self.device.type != "cpu"
         if self.lr_decay_epochs and self.lr_scheduler_type != "constant":
             raise InputError(
                 "lr_decay_epochs lowers a constant learning rate, and lr_scheduler_type is "

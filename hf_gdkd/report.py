@@ -63,7 +63,7 @@ def draw_training(folder: str | Path, log_history: Sequence[Mapping[str, float]]
     left.set(xlabel="epoch", ylabel="mean over samples", title="loss (weighted total) and its parts (unweighted)")
     if min((row["loss"] for row in training), default=0) > 0:
         left.set_yscale("log")
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     right.plot([row["epoch"] for row in evaluations], [100 * row[judged] for row in evaluations], marker=".")
     right.set(
         xlabel="epoch",
