@@ -7,7 +7,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from accelerate.utils import get_int_from_env
 from transformers import TrainingArguments
+from transformers.integrations import unset_hf_deepspeed_config
 
 from .errors import InputError
 from .losses import DistillationLoss, build_loss
@@ -94,6 +96,10 @@ class GDKDConfig(TrainingArguments):
         default=None,
         metadata={"help": f"Teacher's precision: {', '.join(TEACHER_DTYPES)}; unset: as it was loaded."},
     )
+    shard_teacher: bool = field(
+        default=False,
+        metadata={"help": "Split the teacher's weights over the processes, where it does not fit on each device."},
+    )
     ema_decay: float | None = _option(
         "Evaluate and save an exponential moving average of the student's weights: the share, above 0 and below 1, "
         "that the average keeps at a step (0.9999 for long runs; less in the first steps). Unset: no average."
@@ -145,13 +151,14 @@ class GDKDConfig(TrainingArguments):
             )
         self.build_loss()
         super().__post_init__()
+        self._load_models_whole()
         self.dataloader_pin_memory &= self.device.type != "cpu"
         if self.lr_decay_epochs and self.lr_scheduler_type != "constant":
             raise InputError(
                 "lr_decay_epochs lowers a constant learning rate, and lr_scheduler_type is "
                 f"{self.lr_scheduler_type.value}: add --lr_scheduler_type constant."
             )
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        launched = get_int_from_env(("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"), 1)
         if launched > 1 and self.world_size == 1:
             raise InputError(
                 f"the launcher started {launched} processes, but each would train alone: give --use_cpu on a machine "
@@ -163,6 +170,13 @@ class GDKDConfig(TrainingArguments):
                     f"{name} {getattr(self, name)} cannot be split among {self.world_size} processes: give a multiple "
                     f"of {self.world_size}, or leave split_batches out."
                 )
+
+    def _load_models_whole(self) -> None:
+        """On every process, so that a head can be fitted and a teacher checked: ZeRO-3 and FSDP may ask for less."""
+        if self.fsdp_plugin_args is not None:
+            self.fsdp_plugin_args["cpu_ram_efficient_loading"] = False
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+        unset_hf_deepspeed_config()
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the Hub token: Trainer pickles its arguments."""

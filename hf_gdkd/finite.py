@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -15,7 +15,8 @@ from .errors import TrainingError
 class FiniteLoss(TrainerCallback):
     """Looks at every optimizer step's losses before the step is taken.
 
-    The device is waited for only until the step's last forward pass is done: it goes on with the backward pass.
+    The device is waited for only until the step's last forward pass is done: it goes on with the backward pass. Under
+    DeepSpeed, whose backward pass takes the step, that waits until they are looked at.
 
     Args:
         model: the student, whose buffers (BatchNorm's statistics) a bad batch spoils in its forward pass.
@@ -30,6 +31,7 @@ class FiniteLoss(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
+        self.step = state.global_step + 1
         self.before = [buffer.clone() for buffer in self.buffers]
         self.bad: Tensor | None = None
         self.rows: list[Tensor] = []
@@ -44,10 +46,15 @@ class FiniteLoss(TrainerCallback):
         if self.accelerator.sync_gradients:
             self.verdict = self.accelerator.reduce(self.bad, "sum").to("cpu", non_blocking=True)
             self.ready = torch.cuda.current_stream().record_event() if sums.is_cuda else None
+            if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+                self._stop_if_bad()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
+        self._stop_if_bad()
+
+    def _stop_if_bad(self) -> None:
         if self.ready is not None:
             self.ready.synchronize()
         bad = [name for name, count in zip(self.names, self.verdict.tolist(), strict=True) if count]
@@ -58,6 +65,6 @@ class FiniteLoss(TrainerCallback):
         rows = torch.cat(self.rows).tolist() if self.rows else []
         where = f", its rows {', '.join(map(str, rows[:64]))}{', ...' if len(rows) > 64 else ''}" if rows else ""
         raise TrainingError(
-            f"at step {state.global_step + 1} the loss is not finite in {', '.join(bad)}{where}: look at these "
+            f"at step {self.step} the loss is not finite in {', '.join(bad)}{where}: look at these "
             f"images, or lower --learning_rate; the state before the step is in {self.save()}."
         )

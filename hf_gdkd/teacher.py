@@ -124,7 +124,7 @@ class Teacher:
         if needed > free:
             raise InputError(
                 f"the teacher {self.name} takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}: "
-                "give --teacher_dtype bfloat16, a smaller teacher, or a device with more memory."
+                "give --teacher_dtype bfloat16, a smaller teacher, or, with several processes, --shard_teacher true."
             )
 
     def compile(self, **options: Any) -> None:

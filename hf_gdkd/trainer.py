@@ -28,6 +28,7 @@ from .checkpoints import is_whole, last_whole_checkpoint, remove_from, saving, w
 from .config import GDKDConfig
 from .connection import HUB_ERRORS, hub_reason, retried
 from .ema import EMA
+from .engines import check_engine, place_teacher
 from .errors import InputError, TrainingError, first_sentence
 from .finite import FiniteLoss
 from .models import load_teacher
@@ -88,7 +89,8 @@ class GDKDTrainer(Trainer):
         smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0  # Trainer's own wants a config
         super().__init__(model, args, **kwargs)
         args.label_smoothing_factor = smoothing
-        self.teacher = teacher_model and teacher_model.to(args.device)
+        check_engine(self.accelerator, args)
+        self.teacher = teacher_model and place_teacher(teacher_model, args)
         num_labels = getattr(getattr(self.model, "config", None), "num_labels", None)
         if self.teacher is not None:
             self._check_num_labels(num_labels)

@@ -29,6 +29,7 @@ from hf_gdkd.augment import Mix, image_augmentation
 from hf_gdkd.checkpoints import check_same_run, checkpoint_to_resume
 from hf_gdkd.cli import command_line, parse, quiet, recipe_of, run
 from hf_gdkd.data import load_data
+from hf_gdkd.engines import place_teacher
 from hf_gdkd.evaluation import check_teacher, predict, side_by_side
 from hf_gdkd.hub import push, write_card
 from hf_gdkd.labels import load_label_map
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     view = View(processor)
     for teacher, label_map in zip(teachers, script.label_map or [None] * len(teachers), strict=True):
         teacher.match(data.label_names, view, label_map and load_label_map(label_map), data_name=data.name)
+        place_teacher(teacher, args)
         if script.label_free:
             logits, *_ = predict(teacher.model, data.eval, teacher.view, device=args.device)
             data.eval = data.eval.add_column("labels", logits.argmax(-1))  # so that accuracy is agreement
@@ -117,11 +119,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     metrics |= {"epochs": trainer.state.epoch, "ms_per_step": 1000 * seconds / trainer.state.global_step}
     if script.on_bad_image == "skip":
         metrics["bad_images"] = data.bad_images
+    # On every process: a model whose weights are split answers only when all of them ask.
+    metrics |= side_by_side(
+        student, teachers, data.eval, view, weights=script.teacher_weights, labelled=not script.label_free,
+        device=args.device,
+    )  # fmt: skip
     if trainer.is_world_process_zero():
-        metrics |= side_by_side(
-            student, teachers, data.eval, view, weights=script.teacher_weights, labelled=not script.label_free,
-            device=args.device,
-        )  # fmt: skip
         folder = args.output_dir
         save_processor(processor, folder)
         write_metrics(folder, metrics)

@@ -97,12 +97,12 @@ def test_the_runs_moved_the_weights(runs, loss):
     assert (weights - other).norm() > 1e-3 * weights.norm()
 
 
-def test_processes_that_would_train_alone_are_refused(tmp_path):
+def test_processes_of_mpirun_that_would_train_alone_are_refused(tmp_path):
     """A launcher's processes that Accelerate does not join: an error, not independent runs."""
     code = (
         "from hf_gdkd import GDKDConfig, GDKDTrainer; from torch import nn;"
         f"GDKDTrainer(nn.Linear(2, 2), None, GDKDConfig(output_dir={str(tmp_path)!r}, loss='ce', report_to='none'))"
     )
-    env = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", code], env=env, text=True, capture_output=True, timeout=120)
     assert "the launcher started 2 processes, but each would train alone" in done.stderr
