@@ -22,9 +22,12 @@ LOSS_OPTIONS = (
     "temperature",
     "temperatures",
     "k",
+    "threshold",
+    "class_k",
     "w0",
     "w1",
     "w2",
+    "coupled",
     "alpha",
     "beta",
     "gamma",
@@ -60,12 +63,18 @@ class GDKDConfig(TrainingArguments):
     temperature: float | None = _option("Temperature T > 0 of both softmaxes.")
     temperatures: list[float] | None = _option("Temperatures that mlkd sums over.")
     k: int | None = _option("Classes in the teacher's top group: 1 to C-1 (gdkd), 2 to C-1 (gdkd3).")
+    threshold: float | None = _option(
+        "A k for each sample (gdkd): how many times the mean probability of the smaller classes a class must have to "
+        "be in the top group; above 1, the authors' is 2; k is then the most there can be."
+    )
+    class_k: list[int] | None = _option("A k for the samples of each class, by label, instead of k (gdkd).")
     w0: float | None = _option("Weight of the high-level term, between the groups (gdkd, gdkd3).")
     w1: float | None = _option("Weight of the low-level term inside the top group (gdkd, gdkd3).")
     w2: float | None = _option("Weight of the low-level term inside the other group (gdkd, gdkd3).")
+    coupled: bool | None = _option("Multiply the low-level terms by the teacher's mass of their group (gdkd).")
     alpha: float | None = _option("Weight of the target-class term (dkd).")
     beta: float | None = _option("Weight of the non-target term (dkd), of the inter-class term (dist).")
-    gamma: float | None = _option("Weight of the intra-class term (dist).")
+    gamma: float | None = _option("Weight of the intra-class term (dist, gdkd; for gdkd unset: 0).")
     kl: str | None = _option("Direction of the divergence: forward, reverse or both (gdkd).")
     strategy: str | None = _option("Group the teacher's best or worst k classes (gdkd).")
     partition: str | None = _option("The class that dkd sets apart: the label (target) or the teacher's top1.")

@@ -6,8 +6,9 @@ from typing import Any
 
 from ..errors import InputError
 from .base import DistillationLoss
-from .decoupled import DecoupledTerms, DKDLoss, GDKD3Loss, GDKDLoss, decoupled_kl
+from .decoupled import DKDLoss, GDKD3Loss, GDKDLoss
 from .kd import KDLoss
+from .levels import DecoupledTerms, decoupled_kl
 from .relational import DISTLoss, MLKDLoss
 
 __all__ = [
