@@ -13,7 +13,14 @@ from .errors import InputError
 from .losses import DistillationLoss, build_loss
 
 # (ce_weight, kd_weight) of the paper's recipes for transformers on ImageNet, where they are not (1, 1).
-LOSS_WEIGHTS = {"ce": (1.0, 0.0), "kd": (0.5, 0.5), "mlkd": (0.1, 0.9)}
+LOSS_WEIGHTS = {
+    "ce": (1.0, 0.0),
+    "kd": (0.5, 0.5),
+    "mlkd": (0.1, 0.9),
+    "fitnet": (1.0, 100.0),
+    "at": (1.0, 1000.0),
+    "crd": (1.0, 0.8),
+}
 
 HUB_STRATEGIES = ("end", "every_save")
 TEACHER_DTYPES = ("float32", "bfloat16", "float16")
@@ -37,6 +44,11 @@ LOSS_OPTIONS = (
     "standardize",
     "mask_samples",
     "mask_classes",
+    "student_layers",
+    "teacher_layers",
+    "distance_weight",
+    "angle_weight",
+    "embedding_size",
 )
 
 
@@ -58,9 +70,12 @@ class GDKDConfig(TrainingArguments):
 
     loss: str = field(
         default="gdkd",
-        metadata={"help": "gdkd, gdkd3, dkd, kd, dist, mlkd, a registered name; ce trains without a teacher."},
+        metadata={
+            "help": "gdkd, gdkd3, dkd, kd, dist, mlkd; on hidden features fitnet, at, rkd, crd, reviewkd; a registered "
+            "name; ce trains without a teacher."
+        },
     )
-    temperature: float | None = _option("Temperature T > 0 of both softmaxes.")
+    temperature: float | None = _option("Temperature T > 0 of both softmaxes (crd: of the similarities).")
     temperatures: list[float] | None = _option("Temperatures that mlkd sums over.")
     k: int | None = _option("Classes in the teacher's top group: 1 to C-1 (gdkd), 2 to C-1 (gdkd3).")
     threshold: float | None = _option(
@@ -81,6 +96,14 @@ class GDKDConfig(TrainingArguments):
     standardize: str | None = _option("Standardize the logits: none, global; gdkd also takes both and other.")
     mask_samples: bool | None = _option("Only samples of which the teacher is least sure (mlkd).")
     mask_classes: bool | None = _option("Only classes of which the teacher is least sure (mlkd).")
+    student_layers: list[str] | None = _option(
+        "Modules of the student whose outputs are compared, from shallow to deep, instead of its stages (fitnet, at, "
+        "reviewkd)."
+    )
+    teacher_layers: list[str] | None = _option("Modules of the teacher, likewise (fitnet, at, reviewkd).")
+    distance_weight: float | None = _option("Weight of the distances between samples (rkd).")
+    angle_weight: float | None = _option("Weight of the angles between samples (rkd).")
+    embedding_size: int | None = _option("Size of the space in which student and teacher are compared (crd).")
     ce_weight: float | None = _option("Weight of the cross-entropy; unset: the recipe of the loss.")
     kd_weight: float | None = _option("Weight of the distillation loss; unset: the recipe of the loss.")
     class_weights: list[float] | None = _option(

@@ -23,7 +23,7 @@ from .losses import loss_options
 from .models import resolve_name
 from .networks.configuration import CifarConfig
 
-WEIGHTS = ("w0", "w1", "w2", "alpha", "beta", "gamma")
+WEIGHTS = ("w0", "w1", "w2", "alpha", "beta", "gamma", "distance_weight", "angle_weight")
 PUSHED = ["*.safetensors", "*.json", "*.yaml", "*.png", "README.md"]
 PACKAGES = ("hf_gdkd", "torch", "transformers", "datasets", "timm")
 
