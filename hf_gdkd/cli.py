@@ -203,6 +203,8 @@ def _check_label_free(script: DistillArguments, args: GDKDConfig) -> None:
         raise InputError(f"--label_free has no cross-entropy, given ce_weight {args.ce_weight}: leave it out.")
     if args.loss == "dkd" and args.partition != "top1":
         raise InputError("dkd sets the label apart, and --label_free has none: give --partition top1, or --loss gdkd.")
+    if args.class_k is not None:
+        raise InputError("--class_k goes by the label, and --label_free has none: give --threshold, or one --k.")
 
 
 def _read_recipe(path: str) -> dict[str, Any]:

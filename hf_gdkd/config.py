@@ -15,7 +15,14 @@ from .errors import InputError
 from .losses import DistillationLoss, build_loss
 
 # (ce_weight, kd_weight) of the paper's recipes for transformers on ImageNet, where they are not (1, 1).
-LOSS_WEIGHTS = {"ce": (1.0, 0.0), "kd": (0.5, 0.5), "mlkd": (0.1, 0.9)}
+LOSS_WEIGHTS = {
+    "ce": (1.0, 0.0),
+    "kd": (0.5, 0.5),
+    "mlkd": (0.1, 0.9),
+    "fitnet": (1.0, 100.0),
+    "at": (1.0, 1000.0),
+    "crd": (1.0, 0.8),
+}
 
 HUB_STRATEGIES = ("end", "every_save")
 TEACHER_DTYPES = ("float32", "bfloat16", "float16")
@@ -24,9 +31,12 @@ LOSS_OPTIONS = (
     "temperature",
     "temperatures",
     "k",
+    "threshold",
+    "class_k",
     "w0",
     "w1",
     "w2",
+    "coupled",
     "alpha",
     "beta",
     "gamma",
@@ -36,6 +46,11 @@ LOSS_OPTIONS = (
     "standardize",
     "mask_samples",
     "mask_classes",
+    "student_layers",
+    "teacher_layers",
+    "distance_weight",
+    "angle_weight",
+    "embedding_size",
 )
 
 
@@ -57,23 +72,40 @@ class GDKDConfig(TrainingArguments):
 
     loss: str = field(
         default="gdkd",
-        metadata={"help": "gdkd, gdkd3, dkd, kd, dist, mlkd, a registered name; ce trains without a teacher."},
+        metadata={
+            "help": "gdkd, gdkd3, dkd, kd, dist, mlkd; on hidden features fitnet, at, rkd, crd, reviewkd; a registered "
+            "name; ce trains without a teacher."
+        },
     )
-    temperature: float | None = _option("Temperature T > 0 of both softmaxes.")
+    temperature: float | None = _option("Temperature T > 0 of both softmaxes (crd: of the similarities).")
     temperatures: list[float] | None = _option("Temperatures that mlkd sums over.")
     k: int | None = _option("Classes in the teacher's top group: 1 to C-1 (gdkd), 2 to C-1 (gdkd3).")
+    threshold: float | None = _option(
+        "A k for each sample (gdkd): how many times the mean probability of the smaller classes a class must have to "
+        "be in the top group; above 1, the authors' is 2; k is then the most there can be."
+    )
+    class_k: list[int] | None = _option("A k for the samples of each class, by label, instead of k (gdkd).")
     w0: float | None = _option("Weight of the high-level term, between the groups (gdkd, gdkd3).")
     w1: float | None = _option("Weight of the low-level term inside the top group (gdkd, gdkd3).")
     w2: float | None = _option("Weight of the low-level term inside the other group (gdkd, gdkd3).")
+    coupled: bool | None = _option("Multiply the low-level terms by the teacher's mass of their group (gdkd).")
     alpha: float | None = _option("Weight of the target-class term (dkd).")
     beta: float | None = _option("Weight of the non-target term (dkd), of the inter-class term (dist).")
-    gamma: float | None = _option("Weight of the intra-class term (dist).")
+    gamma: float | None = _option("Weight of the intra-class term (dist, gdkd; for gdkd unset: 0).")
     kl: str | None = _option("Direction of the divergence: forward, reverse or both (gdkd).")
     strategy: str | None = _option("Group the teacher's best or worst k classes (gdkd).")
     partition: str | None = _option("The class that dkd sets apart: the label (target) or the teacher's top1.")
     standardize: str | None = _option("Standardize the logits: none, global; gdkd also takes both and other.")
     mask_samples: bool | None = _option("Only samples of which the teacher is least sure (mlkd).")
     mask_classes: bool | None = _option("Only classes of which the teacher is least sure (mlkd).")
+    student_layers: list[str] | None = _option(
+        "Modules of the student whose outputs are compared, from shallow to deep, instead of its stages (fitnet, at, "
+        "reviewkd)."
+    )
+    teacher_layers: list[str] | None = _option("Modules of the teacher, likewise (fitnet, at, reviewkd).")
+    distance_weight: float | None = _option("Weight of the distances between samples (rkd).")
+    angle_weight: float | None = _option("Weight of the angles between samples (rkd).")
+    embedding_size: int | None = _option("Size of the space in which student and teacher are compared (crd).")
     ce_weight: float | None = _option("Weight of the cross-entropy; unset: the recipe of the loss.")
     kd_weight: float | None = _option("Weight of the distillation loss; unset: the recipe of the loss.")
     class_weights: list[float] | None = _option(

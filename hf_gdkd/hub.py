@@ -23,7 +23,7 @@ from .losses import loss_options
 from .models import resolve_name
 from .networks.configuration import CifarConfig
 
-WEIGHTS = ("w0", "w1", "w2", "alpha", "beta", "gamma")
+WEIGHTS = ("w0", "w1", "w2", "alpha", "beta", "gamma", "distance_weight", "angle_weight")
 PUSHED = ["*.safetensors", "*.json", "*.yaml", "*.png", "README.md"]
 PACKAGES = ("hf_gdkd", "torch", "transformers", "datasets", "timm")
 
@@ -69,7 +69,7 @@ def write_card(
     weights = distillation_loss.weights if distillation_loss is not None else {}
     taken = loss_options(args.loss) if distillation_loss is not None else ()
     options = {key: getattr(distillation_loss, key) for key in taken if key not in WEIGHTS}
-    if "k" in options:
+    if "k" in options and options.get("class_k") is None:
         options["k"] = distillation_loss.legal_k(len(data.label_names))
     template = files("hf_gdkd.model_cards").joinpath("student.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(
@@ -90,7 +90,7 @@ def write_card(
         hardware=hardware(args.device),
         loss=args.loss,
         loss_terms=" + ".join(f"{weight:g} × {part}" for part, weight in weights.items()),
-        options=", ".join(f"{key} {value}" for key, value in options.items()),
+        options=", ".join(f"{key} {value}" for key, value in options.items() if value is not None),
         on_hub=args.hub_model_id is not None,
         ce_weight=args.ce_weight,
         kd_weight=args.kd_weight,

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput, has_length
 from transformers.utils import PushInProgress
@@ -31,24 +31,31 @@ from .ema import EMA
 from .engines import check_engine, place_teacher
 from .errors import InputError, TrainingError, first_sentence
 from .finite import FiniteLoss
+from .losses import FeatureLoss
 from .models import load_teacher
+from .projections import FeatureDistillation, ProjectionsTrainer
 from .teacher import Ensemble, Teacher, logits_of
 from .workers import DeadWorker, heard, hold_back, release
 
 # What is pushed of a checkpoint.
-MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "preprocessor_config.json"]
+MODEL_FILES = ["model*.safetensors", "*.safetensors.index.json", "config.json", "preprocessor_config.json"]
 
 
-class GDKDTrainer(Trainer):
+class GDKDTrainer(ProjectionsTrainer):
     """Distil `teacher_model` into `model`.
 
     One optimizer step is the same however its batch is split into micro-batches and processes, because every loss
     is summed over samples and divided by the number of samples of the whole step. Two things compute over the
-    micro-batch itself and differ: BatchNorm in the student, and the losses dist and mlkd.
+    micro-batch itself and differ: BatchNorm in the student, and the losses dist, mlkd, rkd, crd, reviewkd, and gdkd
+    with gamma.
 
     Logged beside `loss`, as means over the samples since the last log: `ce`, `kd` (the distillation loss before
     `kd_weight` and the ramp), `kd_ramp`, and the loss's unweighted parts (gdkd, gdkd3: `high`, `low_top`,
-    `low_other`; dkd: `tckd`, `nckd`; dist: `inter`, `intra`; mlkd: `mlkd_kd`, `cc`, `bc`).
+    `low_other`; dkd: `tckd`, `nckd`; dist: `inter`, `intra`; mlkd: `mlkd_kd`, `cc`, `bc`; `fitnet`, `at`, `crd`,
+    `reviewkd`; rkd: `rkd_distance`, `rkd_angle`).
+
+    The losses on hidden features listen to the models' own forward passes (`hf_gdkd.features`). Their `projections`
+    train with the student and are kept in checkpoints, but are no part of it.
 
     The loss of an evaluation is the cross-entropy alone, unweighted; the teacher does not run.
 
@@ -105,6 +112,11 @@ class GDKDTrainer(Trainer):
             )
         self.class_weights = args.class_weights and torch.tensor(args.class_weights, device=args.device)
         self._parts = self.distillation_loss and self.distillation_loss.parts
+        self.features: FeatureDistillation | None = None
+        if isinstance(self.distillation_loss, FeatureLoss) and self.train_dataset is not None:
+            self.features = FeatureDistillation.of_trainer(self.distillation_loss, self, self.teacher)
+            self._parts = self.features.parts
+            self.projections.append(self.distillation_loss)
         if args.torch_compile and self.teacher is not None:
             options = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
             self.teacher.compile(**options)
@@ -112,7 +124,7 @@ class GDKDTrainer(Trainer):
         self.label_names = ["labels"]  # Trainer finds none when a plain module's forward takes none
         self._epochs = _Epochs(self.train_dataset)
         self.add_callback(self._epochs)
-        self.finite = FiniteLoss(self.model, self.accelerator, self._save_state)
+        self.finite = FiniteLoss(nn.ModuleList([self.model, self.projections]), self.accelerator, self._save_state)
         self.add_callback(self.finite)
         self.ema = args.ema_decay and EMA(self.model, args.ema_decay)
         if self.ema is not None:
@@ -139,7 +151,8 @@ class GDKDTrainer(Trainer):
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
         self._sums = None  # what an earlier call left unlogged is not part of this one
         self._saved_at = None
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        with self.features.collecting() if self.features is not None else nullcontext():
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
         release()
         return output
 
@@ -206,6 +219,7 @@ class GDKDTrainer(Trainer):
         Raises:
             TrainingError: a DataLoader worker died or hung, of whatever process; all save the state together.
         """
+        self.projections.zero_grad()  # Trainer's own loop does so for the model
         batches, dead, random_state = [], None, torch.get_rng_state()
         try:
             with heard():
@@ -262,7 +276,7 @@ class GDKDTrainer(Trainer):
             teacher_logits = self.teacher(inputs)
             parts = self._parts(student_logits, teacher_logits, labels)
             terms["kd"] = _sum_over_samples(self.distillation_loss.weigh(parts), size)
-            if len(parts) > 1:
+            if list(parts) != ["kd"]:
                 for name, part in parts.items():
                     name = f"{self.args.loss}_kd" if name == "kd" else name
                     terms[name] = _sum_over_samples(part.detach(), size)

@@ -203,6 +203,7 @@ def test_label_free_has_no_cross_entropy():
     (["--student", "small", "--loss", "ce"], "--label_free needs a teacher"),
     ([*MODELS, "--label_map", "map.yaml"], "leave --label_map out"),
     ([*MODELS, "--ce_weight", "0.5"], "--label_free has no cross-entropy, given ce_weight 0.5"),
+    ([*MODELS, "--class_k", "1", "2"], "--class_k goes by the label, and --label_free has none"),
     ([*MODELS, "--loss", "dkd"], "give --partition top1, or --loss gdkd"),
 ])  # fmt: skip
 def test_label_free_refuses_what_needs_labels(words, said):

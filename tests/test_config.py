@@ -12,7 +12,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from hf_gdkd import GDKDConfig
 from hf_gdkd.config import LOSS_OPTIONS, LOSS_WEIGHTS
 from hf_gdkd.errors import InputError
-from hf_gdkd.losses import LOSSES, loss_options
+from hf_gdkd.losses import FEATURE_LOSSES, LOSSES, loss_options
 
 OWN = [
     f for f in dataclasses.fields(GDKDConfig) if f.name not in {g.name for g in dataclasses.fields(TrainingArguments)}
@@ -37,6 +37,11 @@ OWN = [
     ({"w0": -0.5}, "w0 is -0.5"),
     ({"loss": "dkd", "alpha": -1.0}, "alpha is -1.0"),
     ({"loss": "dist", "gamma": math.inf}, "gamma is inf"),
+    ({"class_k": [3, 0]}, "k is 0: expected a whole number of at least 1"),
+    ({"class_k": [3, 1], "k": 2}, "leave k and threshold out"),
+    ({"loss": "gdkd3", "threshold": 2.0}, "takes no option 'threshold'"),
+    ({"loss": "fitnet", "temperature": 2.0}, "takes no option 'temperature': it takes student_layers, teacher_layers"),
+    ({"loss": "rkd", "student_layers": ["a"]}, "takes no option 'student_layers'"),
     ({"ce_weight": -1.0}, "ce_weight is -1.0: give a finite number that is 0 or more"),
     ({"kd_weight": -0.1}, "kd_weight is -0.1"),
     ({"kd_weight": math.nan}, "kd_weight is nan"),
@@ -57,7 +62,7 @@ def test_bad_values(options, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("loss", ["ce", *LOSSES])
+@pytest.mark.parametrize("loss", ["ce", *LOSSES, *FEATURE_LOSSES])
 def test_weights_of_the_recipes(loss):
     args = GDKDConfig(loss=loss)
     assert (args.ce_weight, args.kd_weight) == LOSS_WEIGHTS.get(loss, (1.0, 1.0))
@@ -66,7 +71,7 @@ def test_weights_of_the_recipes(loss):
 
 
 def test_every_option_of_every_loss_is_a_field():
-    assert set(LOSS_OPTIONS) == {option for loss in LOSSES for option in loss_options(loss)}
+    assert set(LOSS_OPTIONS) == {option for loss in LOSSES | FEATURE_LOSSES for option in loss_options(loss)}
     assert set(LOSS_OPTIONS) <= {f.name for f in OWN}
 
 
@@ -94,6 +99,8 @@ def test_ramp(skip, warmup, ramp):
     {"loss": "ce"},
     {"loss": "gdkd3", "k": 4, "temperature": 2.0, "learning_rate": 1e-3, "kd_warmup_epochs": 1.5},
     {"loss": "mlkd", "temperatures": [1.0, 2.0], "mask_classes": True, "lr_scheduler_kwargs": {"a": 1}},
+    {"class_k": [1, 2, 3], "coupled": True, "gamma": 1.0},
+    {"loss": "fitnet", "student_layers": ["a", "b.0"], "teacher_layers": ["c", "d"]},
     {"loss": "dkd", "partition": "top1", "teacher_dtype": "bfloat16", "eval_strategy": "epoch"},
 ])  # fmt: skip
 def test_json_round_trip(options, tmp_path):

@@ -12,7 +12,7 @@ import hf_gdkd
 PACKAGE = Path(hf_gdkd.__file__).parent
 PACKAGES = ("losses", "networks")
 ORDER = """errors connection losses networks recipes config labels models images data augment views teacher metrics
-    evaluation report cli checkpoints hub ema finite workers engines trainer""".split()
+    evaluation report cli checkpoints hub ema engines finite workers features projections trainer""".split()
 
 
 def test_every_module_has_its_place():

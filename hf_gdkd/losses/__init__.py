@@ -6,20 +6,31 @@ from typing import Any
 
 from ..errors import InputError
 from .base import DistillationLoss
-from .decoupled import DecoupledTerms, DKDLoss, GDKD3Loss, GDKDLoss, decoupled_kl
+from .decoupled import DKDLoss, GDKD3Loss, GDKDLoss
+from .features import ATLoss, CRDLoss, FeatureLoss, Features, FitNetLoss, RKDLoss
 from .kd import KDLoss
+from .levels import DecoupledTerms, decoupled_kl
 from .relational import DISTLoss, MLKDLoss
+from .review import ReviewKDLoss
 
 __all__ = [
+    "FEATURE_LOSSES",
     "LOSSES",
+    "ATLoss",
+    "CRDLoss",
     "DISTLoss",
     "DKDLoss",
     "DecoupledTerms",
     "DistillationLoss",
+    "FeatureLoss",
+    "Features",
+    "FitNetLoss",
     "GDKD3Loss",
     "GDKDLoss",
     "KDLoss",
     "MLKDLoss",
+    "RKDLoss",
+    "ReviewKDLoss",
     "build_loss",
     "decoupled_kl",
     "loss_options",
@@ -34,15 +45,24 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "dist": DISTLoss,
     "mlkd": MLKDLoss,
 }
-"""Name to class; `register_loss` adds to it."""
+"""Name to class of the losses on logits; `register_loss` adds to it."""
+
+FEATURE_LOSSES: dict[str, type[FeatureLoss]] = {
+    "fitnet": FitNetLoss,
+    "at": ATLoss,
+    "rkd": RKDLoss,
+    "crd": CRDLoss,
+    "reviewkd": ReviewKDLoss,
+}
+"""Name to class of the losses on hidden features, for `build_loss` too."""
 
 
 def register_loss(name: str, cls: type[DistillationLoss]) -> None:
     """Make a loss of your own known to `build_loss`; a name that is taken is an InputError."""
     if not (inspect.isclass(cls) and issubclass(cls, DistillationLoss)):
         raise InputError(f"{cls!r} cannot be registered as {name!r}: expected a subclass of DistillationLoss.")
-    if LOSSES.get(name, cls) is not cls:
-        raise InputError(f"the name {name!r} is taken by {LOSSES[name].__name__}: choose another.")
+    if (taken := (LOSSES | FEATURE_LOSSES).get(name, cls)) is not cls:
+        raise InputError(f"the name {name!r} is taken by {taken.__name__}: choose another.")
     LOSSES[name] = cls
 
 
@@ -68,8 +88,9 @@ def build_loss(name: str, **options: Any) -> DistillationLoss:
 
 
 def _loss_class(name: str) -> type[DistillationLoss]:
-    if name not in LOSSES:
-        close = difflib.get_close_matches(str(name), LOSSES, n=1)
+    losses = LOSSES | FEATURE_LOSSES
+    if name not in losses:
+        close = difflib.get_close_matches(str(name), losses, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise InputError(f"there is no loss {name!r}: {hint}expected one of {', '.join(LOSSES)}.")
-    return LOSSES[name]
+        raise InputError(f"there is no loss {name!r}: {hint}expected one of {', '.join(losses)}.")
+    return losses[name]

@@ -1,157 +1,37 @@
-"""KL at two levels: between groups of classes, and inside each of them (GDKD, GDKD3, DKD)."""
+"""The losses of KL at two levels: GDKD, GDKD3 and DKD."""
 
-import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from . import partition as partitions
-from .base import DistillationLoss, one_of, positive, prepare, weight
-from .kd import kl_divergence, standardized
+from .base import DistillationLoss, one_of, positive, weight
+from .levels import two_level_terms
+from .relational import correlation, to_samples
 
 DEFAULT_K = 5
-
-
-class DecoupledTerms(NamedTuple):
-    """`high` [...] and `low` [..., G] in nats, times T**2; `mass` [..., G], the teacher's group masses."""
-
-    high: Tensor
-    low: Tensor
-    mass: Tensor
-
-
-def decoupled_kl(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    groups: Sequence[Tensor],
-    *,
-    temperature: float = 1.0,
-    kl: str = "forward",
-) -> DecoupledTerms:
-    """KL(teacher || student) between the groups and inside each of them.
-
-    Args:
-        student_logits: [..., C] float, before temperature.
-        teacher_logits: [..., C], same shape; treated as constant. Minus infinity is a probability of 0; a
-            group needs one class that is finite.
-        groups: G-1 index tensors [..., n_g], mutually exclusive; group G is every other class.
-        temperature: T > 0.
-        kl: inside the groups, "forward" KL(teacher || student), "reverse" KL(student || teacher), or the mean
-            of "both"; between them it is always forward, as in the paper.
-
-    Returns:
-        `high` [...], `low` [..., G] in nats, times T**2, and the teacher's group masses [..., G].
-        All terms are 0 when the logits agree. A group of one class has no low-level term: 0.
-
-    Raises:
-        InputError: shapes differ, a group is empty, overlaps another or is out of range, or T <= 0.
-
-    Reference:
-        Zheng and Cheng, "Rethinking Decoupled Knowledge Distillation: A Predictive Distribution Perspective",
-        arXiv 2512.04625, IEEE TNNLS 37(6), 2742-2756, 2026.
-    """
-    student, teacher = prepare(student_logits, teacher_logits)
-    positive("temperature", temperature)
-    one_of("kl", kl, ("forward", "reverse", "both"))
-    if not torch.compiler.is_compiling():
-        partitions.check_groups(groups, student.shape[-1])
-    groups = [group.expand(*student.shape[:-1], -1) for group in groups]
-    with torch.autocast(student.device.type, enabled=False):
-        high, low, log_mass = _terms(student, teacher, groups, temperature, kl)
-        return DecoupledTerms(high, torch.stack(low, -1), log_mass.exp())
-
-
-def _terms(
-    student: Tensor,
-    teacher: Tensor,
-    groups: Sequence[Tensor],
-    temperature: float,
-    kl: str = "forward",
-    standardize: str = "none",
-) -> tuple[Tensor, list[Tensor], Tensor]:
-    """`high`, each `low`, the teacher's log-masses, of checked input; `standardize` is that of GDKDLoss."""
-    if standardize == "global":
-        student, teacher = standardized(student), standardized(teacher)
-    student_mass, student_inside = _levels(student, groups, temperature, standardize)
-    teacher_mass, teacher_inside = _levels(teacher, groups, temperature, standardize)
-    high = kl_divergence(teacher_mass, student_mass)
-    pairs = zip(teacher_inside, student_inside, strict=True)
-    return temperature**2 * high, [temperature**2 * _divergence(t, s, kl) for t, s in pairs], teacher_mass
-
-
-class _Inside(NamedTuple):
-    """A distribution inside a group: softmax(logits), with their logsumexp kept beside them."""
-
-    logits: Tensor  # [..., n], or [..., C] with the classes of other groups at minus infinity
-    log_sum: Tensor  # [..., 1]
-
-    def kl(self, other: "_Inside") -> Tensor:
-        """KL(self || other), [...]. A term whose own probability is 0 is 0."""
-        p = (self.logits - self.log_sum).exp()
-        gap = torch.where(p > 0, self.logits - other.logits, 0)
-        return (p * gap).sum(-1) - (self.log_sum - other.log_sum).squeeze(-1)
-
-
-def _inside(logits: Tensor) -> _Inside:
-    return _Inside(logits, logits.logsumexp(-1, keepdim=True))
-
-
-def _divergence(teacher: _Inside, student: _Inside, kl: str) -> Tensor:
-    if kl == "both":
-        return (teacher.kl(student) + student.kl(teacher)) / 2
-    return teacher.kl(student) if kl == "forward" else student.kl(teacher)
-
-
-def _levels(
-    logits: Tensor, groups: Sequence[Tensor], temperature: float, standardize: str
-) -> tuple[Tensor, list[_Inside]]:
-    """Log-masses of the groups [..., G], and the distribution inside each."""
-    index = torch.cat(tuple(groups), -1)
-    gathered, rest = _Split.apply(logits / temperature, index)
-    inside = [_inside(top) for top in (*gathered.split([group.shape[-1] for group in groups], -1), rest)]
-    between = torch.cat([group.log_sum for group in inside], -1).log_softmax(-1)
-    if standardize in ("both", "other"):
-        taken = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, True)
-        rest = standardized(logits, taken, correction=0).masked_fill(taken, -math.inf)
-        inside[-1] = _inside(rest / temperature)
-    if standardize == "both":
-        tops = [standardized(logits.gather(-1, group), correction=0) for group in groups]
-        inside[:-1] = [_inside(top / temperature) for top in tops]
-    return between, inside
-
-
-class _Split(torch.autograd.Function):
-    """Logits [..., C] -> those at `index` [..., n], and all with those at minus infinity [..., C].
-
-    A gather and a scatter, but with one pass for the gradient where autograd would take four.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(index)
-        return logits.gather(-1, index), logits.scatter(-1, index, -math.inf)
-
-    @staticmethod
-    def backward(ctx: Any, gathered: Tensor, rest: Tensor) -> tuple[Tensor, None]:
-        (index,) = ctx.saved_tensors
-        return rest.scatter(-1, index, gathered), None
 
 
 class GDKDLoss(DistillationLoss):
     """Generalized decoupled KD: the teacher's k largest classes against the rest.
 
-    The loss is w0 * `high` + w1 * `low_top` + w2 * `low_other`.
+    The loss is w0 * `high` + w1 * `low_top` + w2 * `low_other`, and with `gamma` also + gamma * `intra`.
 
     Args:
         temperature: T > 0.
         k: classes in the top group, 1 <= k <= C-1. Unset: 5, or C-1 when that is less, with a warning.
+        threshold: > 1, the authors' is 2: each sample has a k of its own, the number of classes that stand out in
+            the teacher's softened distribution (`partition.adaptive_k`); k is then the most it can be, unset: C-1.
+        class_k: C numbers, each 1 <= k <= C-1: k for the samples of each class, by label; instead of k.
         w0: weight of the KL between the two groups.
         w1: weight of the KL inside the top group.
         w2: weight of the KL inside the rest.
+        coupled: `low_top` and `low_other` are times the mass that the teacher gives to the group, sample by sample;
+            with w0 = w1 = w2 = 1 the loss is then plain KD.
+        gamma: weight of DIST's intra-class relation, over the batch; the same value for all of its samples.
         kl: inside the groups, "forward", "reverse" or "both", as in `decoupled_kl`.
         strategy: "best" takes the k largest classes, "worst" the k smallest.
         standardize: "global" standardizes the logits over all classes, before T; "both" inside each group and
@@ -159,7 +39,8 @@ class GDKDLoss(DistillationLoss):
         reduction: "mean", "sum" or "none" over the samples.
 
     Reference:
-        arXiv 2512.04625; the defaults are the authors' for transformers on ImageNet.
+        arXiv 2512.04625; the defaults are the authors' for transformers on ImageNet. `threshold`, `class_k`,
+        `coupled`, `gamma` and `standardize` are in the code they published, without results.
     """
 
     smallest_k = 1
@@ -170,9 +51,13 @@ class GDKDLoss(DistillationLoss):
         *,
         temperature: float = 1.0,
         k: int | None = None,
+        threshold: float | None = None,
+        class_k: Sequence[int] | None = None,
         w0: float = 0.5,
         w1: float = 1.0,
         w2: float = 1.0,
+        coupled: bool = False,
+        gamma: float = 0.0,
         kl: str = "forward",
         strategy: str = "best",
         standardize: str = "none",
@@ -181,32 +66,63 @@ class GDKDLoss(DistillationLoss):
         super().__init__(reduction=reduction)
         self.temperature = positive("temperature", temperature)
         self.weights = {"high": weight("w0", w0), "low_top": weight("w1", w1), "low_other": weight("w2", w2)}
+        if weight("gamma", gamma):
+            self.weights["intra"] = gamma
+        self.coupled = coupled
         self.kl = one_of("kl", kl, ("forward", "reverse", "both"))
         self.strategy = one_of("strategy", strategy, ("best", "worst"))
         self.standardize = one_of("standardize", standardize, self.standardizations)
-        self.k, self._warned = k, False
-        if k is not None and (not isinstance(k, int) or k < self.smallest_k):
-            raise InputError(f"k is {k}: expected a whole number of at least {self.smallest_k}.")
+        self.k, self.threshold, self.class_k, self._warned = k, threshold, class_k, False
+        for one in ([] if k is None else [k]) + list(class_k or []):
+            if not isinstance(one, int) or one < self.smallest_k:
+                raise InputError(f"k is {one}: expected a whole number of at least {self.smallest_k}.")
+        if threshold is not None and positive("threshold", threshold) <= 1:
+            raise InputError(f"threshold is {threshold}: expected a number above 1, how far a class must stand out.")
+        if class_k is not None and (k, threshold) != (None, None):
+            raise InputError("class_k says how many classes are in the top group: leave k and threshold out.")
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        groups = partitions.top_k(teacher, self.legal_k(teacher.shape[-1]), strategy=self.strategy)
-        high, low, _ = _terms(student, teacher, groups, self.temperature, self.kl, self.standardize)
-        return {"high": high, "low_top": low[0], "low_other": low[1]}
+        groups = self.top_group(teacher, labels)
+        high, low, log_mass = two_level_terms(student, teacher, groups, self.temperature, self.kl, self.standardize)
+        if self.coupled:
+            low = [mass * term for mass, term in zip(log_mass.exp().unbind(-1), low, strict=True)]
+        parts = {"high": high, "low_top": low[0], "low_other": low[1]}
+        if "intra" in self.weights:
+            p, q = ((to_samples(logits) / self.temperature).softmax(-1) for logits in (student, teacher))
+            parts["intra"] = (self.temperature**2 * (1 - correlation(p, q, 0))).expand_as(high)
+        return parts
+
+    def top_group(self, teacher: Tensor, labels: Tensor | None) -> partitions.Groups | Tensor:
+        """The top group by index, or as a mask [..., C] where each sample has a k of its own."""
+        largest = self.legal_k(teacher.shape[-1])
+        if self.class_k is not None:
+            (label,) = partitions.target(labels, teacher)
+            k = torch.tensor(self.class_k, device=teacher.device)[label.squeeze(-1)]
+        elif self.threshold is not None:
+            k = partitions.adaptive_k(teacher / self.temperature, self.threshold).clamp(max=largest)
+        else:
+            return partitions.top_k(teacher, largest, strategy=self.strategy)
+        return partitions.first(teacher, k, strategy=self.strategy)
 
     def legal_k(self, num_classes: int) -> int:
-        """k, or for an unset k the default, shrunk to at most C-1."""
-        return self.k or min(DEFAULT_K, num_classes - 1)
+        """The size of the largest top group: k, or for an unset k the default, shrunk to at most C-1."""
+        if self.class_k is not None:
+            return max(self.class_k)
+        return self.k or (num_classes - 1 if self.threshold is not None else min(DEFAULT_K, num_classes - 1))
 
     def check_num_classes(self, num_classes: int) -> None:
-        """InputError when a k that the user set is not below C; one warning when the default shrinks."""
+        """InputError when a k that the user set does not suit C; one warning when the default shrinks."""
         super().check_num_classes(num_classes)
+        if self.class_k is not None and len(self.class_k) != num_classes:
+            raise InputError(f"class_k has {len(self.class_k)} numbers with {num_classes} classes: give one each.")
         k = self.legal_k(num_classes)
         if k >= num_classes:
             raise InputError(
                 f"k is {k} with {num_classes} classes: expected {self.smallest_k} <= k <= {num_classes - 1}; "
                 "lower k or leave it unset."
             )
-        if k < DEFAULT_K and self.k is None and not self._warned and not torch.compiler.is_compiling():
+        unset = self.k is None and self.threshold is None and self.class_k is None
+        if k < DEFAULT_K and unset and not self._warned and not torch.compiler.is_compiling():
             self._warned = True
             note = "; the middle group is empty and low_top is 0" if k < self.smallest_k else ""
             message = f"k is {k} instead of {DEFAULT_K}, as there are {num_classes} classes{note}."
@@ -252,7 +168,7 @@ class GDKD3Loss(GDKDLoss):
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         groups = partitions.top1_top_k(teacher, self.legal_k(teacher.shape[-1]))
-        high, low, _ = _terms(student, teacher, groups, self.temperature, standardize=self.standardize)
+        high, low, _ = two_level_terms(student, teacher, groups, self.temperature, standardize=self.standardize)
         low_top = low[1] if len(groups) == 2 else torch.zeros_like(high)
         return {"high": high, "low_top": low_top, "low_other": low[-1]}
 
@@ -293,5 +209,5 @@ class DKDLoss(DistillationLoss):
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         groups = partitions.top_k(teacher, 1) if self.partition == "top1" else partitions.target(labels, teacher)
-        high, low, _ = _terms(student, teacher, groups, self.temperature, standardize=self.standardize)
+        high, low, _ = two_level_terms(student, teacher, groups, self.temperature, standardize=self.standardize)
         return {"tckd": high, "nckd": low[1]}

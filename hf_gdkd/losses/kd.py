@@ -51,7 +51,7 @@ def standardized(logits: Tensor, excluded: Tensor | None = None, *, correction: 
 
     Args:
         logits: [..., C].
-        excluded: [..., C] bool, the same number in each row: classes that take no part; they become 0.
+        excluded: [..., C] bool: classes that take no part; they become 0.
         correction: 1 for the sample standard deviation (n - 1), 0 for the population's (n).
 
     Reference:

@@ -56,6 +56,26 @@ def _picked(values: Tensor, k: int) -> Tensor:
     return torch.cat(picks, -1).long()
 
 
+def first(logits: Tensor, k: Tensor, *, strategy: str = "best") -> Tensor:
+    """The mask [..., C] of each sample's own number k [...] of largest logits [..., C]; "worst": of smallest."""
+    order = logits.argsort(-1, descending=strategy == "best")
+    taken = torch.arange(logits.shape[-1], device=logits.device) < k.unsqueeze(-1)
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, taken)
+
+
+def adaptive_k(logits: Tensor, threshold: float) -> Tensor:
+    """How many classes stand out from those below them: k [...], 1 <= k <= C-1, of logits [..., C] after temperature.
+
+    They begin with the least probable class whose probability is at least `threshold` (> 1) times the mean of its
+    own and of all smaller ones. Where there is none, k is 1.
+    """
+    ascending = logits.sort(-1).values
+    count = torch.arange(1, logits.shape[-1] + 1, dtype=logits.dtype, device=logits.device)
+    stands_out = ascending - (ascending.logcumsumexp(-1) - count.log()) >= math.log(threshold)
+    k = logits.shape[-1] - stands_out.int().argmax(-1)
+    return k.where(stands_out.any(-1), 1)
+
+
 def top1_top_k(logits: Tensor, k: int) -> Groups:
     """Two groups: {top-1} and {top-2 .. top-k}; for k = 1 only the first."""
     (index,) = top_k(logits, k)
@@ -71,11 +91,13 @@ def target(labels: Tensor | None, logits: Tensor) -> Groups:
     """
     num_classes = logits.shape[-1]
     if labels is None:
-        raise InputError('labels are missing: give one a sample, or set partition="top1".')
+        raise InputError(
+            'labels are missing: give one a sample, or choose a partition that needs none (dkd: partition="top1").'
+        )
     if labels.shape == logits.shape and labels.is_floating_point():
         raise InputError(
-            "labels are soft (mixup, CutMix), and dkd sets one label apart, which a mixed image has not: use gdkd, or "
-            'partition="top1".'
+            "labels are soft (mixup, CutMix), and a mixed image has not the one label that the partition goes by: use "
+            'gdkd with one k, or dkd with partition="top1".'
         )
     if labels.shape != logits.shape[:-1] or labels.is_floating_point():
         raise InputError(

@@ -37,10 +37,10 @@ class DISTLoss(DistillationLoss):
         self.weights = {"inter": weight("beta", beta), "intra": weight("gamma", gamma)}
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        p = (_samples(student) / self.temperature).softmax(-1)
-        q = (_samples(teacher) / self.temperature).softmax(-1)
+        p = (to_samples(student) / self.temperature).softmax(-1)
+        q = (to_samples(teacher) / self.temperature).softmax(-1)
         scale = self.temperature**2
-        return {"inter": scale * (1 - _correlation(p, q, -1)), "intra": scale * (1 - _correlation(p, q, 0))}
+        return {"inter": scale * (1 - correlation(p, q, -1)), "intra": scale * (1 - correlation(p, q, 0))}
 
 
 class MLKDLoss(DistillationLoss):
@@ -84,7 +84,7 @@ class MLKDLoss(DistillationLoss):
         self.weights = {"kd": 1.0, "cc": 1.0, "bc": 1.0}
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        student, teacher = _samples(student), _samples(teacher)
+        student, teacher = to_samples(student), to_samples(teacher)
         confidence = teacher.softmax(-1)
         samples = _up_to_median(confidence.amax(-1)) if self.mask_samples else None
         classes = _up_to_median(confidence.sum(0)) if self.mask_classes else None
@@ -100,12 +100,12 @@ class MLKDLoss(DistillationLoss):
         return parts
 
 
-def _samples(logits: Tensor) -> Tensor:
+def to_samples(logits: Tensor) -> Tensor:
     """[..., C] as [N, C]."""
     return logits.reshape(-1, logits.shape[-1])
 
 
-def _correlation(p: Tensor, q: Tensor, dim: int) -> Tensor:
+def correlation(p: Tensor, q: Tensor, dim: int) -> Tensor:
     """Mean Pearson correlation of p and q [N, C] along `dim`; 1e-8 is added to the product of the norms."""
     p, q = p - p.mean(dim, keepdim=True), q - q.mean(dim, keepdim=True)
     norms = torch.linalg.vector_norm(p, dim=dim) * torch.linalg.vector_norm(q, dim=dim)

@@ -42,6 +42,11 @@ def call(name, student_shape=(4, 6), teacher_shape=(4, 6), labels=None, **option
         ("k is 0: expected a whole number of at least 1", "gdkd", {"k": 0}),
         ("k is 1: expected a whole number of at least 2", "gdkd3", {"k": 1}),
         ("k is 2.5: expected a whole number", "gdkd", {"k": 2.5}),
+        ("k is 0: expected a whole number of at least 1", "gdkd", {"class_k": [1, 0]}),
+        ("threshold is 1: expected a number above 1", "gdkd", {"threshold": 1}),
+        ("leave k and threshold out", "gdkd", {"class_k": [1, 2], "threshold": 2.0}),
+        ("leave k and threshold out", "gdkd", {"class_k": [1, 2], "k": 1}),
+        ("gamma is -1", "gdkd", {"gamma": -1}),
     ],
 )
 def test_bad_options(message, name, options):
@@ -58,6 +63,10 @@ def test_bad_options(message, name, options):
         ("k is 6 with 6 classes: expected 1 <= k <= 5", "gdkd", {"k": 6}),
         ("k is 9 with 6 classes: expected 2 <= k <= 5", "gdkd3", {"k": 9}),
         ("labels are missing", "dkd", {}),
+        ("labels are missing", "gdkd", {"class_k": [1, 2, 3, 4, 5, 1]}),
+        ("class_k has 3 numbers with 6 classes", "gdkd", {"class_k": [1, 2, 3]}),
+        ("k is 6 with 6 classes", "gdkd", {"class_k": [1, 2, 3, 4, 5, 6]}),
+        ("k is 6 with 6 classes", "gdkd", {"threshold": 2.0, "k": 6}),
         ("a label is 6: expected 0 .. 5", "dkd", {"labels": torch.tensor([0, 1, 6, 2])}),
         ("expected class indices of shape", "dkd", {"labels": torch.zeros(4)}),
         ("labels are soft .* use gdkd", "dkd", {"labels": torch.zeros(4, 6)}),
@@ -132,7 +141,10 @@ def test_two_classes(name):
 def test_none_means_unset_and_options_come_from_the_signature():
     assert build_loss("gdkd", w0=None, k=None, kl=None).weights == build_loss("gdkd").weights
     assert loss_options("kd") == ("temperature", "standardize")
-    assert loss_options("gdkd") == ("temperature", "k", "w0", "w1", "w2", "kl", "strategy", "standardize")
+    assert loss_options("gdkd") == (
+        *("temperature", "k", "threshold", "class_k", "w0", "w1", "w2", "coupled", "gamma", "kl", "strategy"),
+        "standardize",
+    )
     assert loss_options("dist") == ("temperature", "beta", "gamma")
 
 

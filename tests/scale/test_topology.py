@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 WORKER = Path(__file__).with_name("topology.py")
-LOSSES = ["kd", "dkd", "gdkd", "gdkd3"]
+LOSSES = ["kd", "dkd", "gdkd", "gdkd3", "fitnet"]  # fitnet learns a projection beside the student
 WHOLE, RAGGED = 160, 147  # five steps of 32; four, and 19 samples
 TOPOLOGIES = {  # processes, batch of a process, micro-batches a step
     "one process": (1, 32, 1),
@@ -46,6 +46,8 @@ def runs(tmp_path_factory):
                 for loss in LOSSES if world == processes else ():
                     names[topology, kind, loss] = name = f"run{len(names)}"
                     options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+                    if loss == "fitnet":
+                        options["kd_weight"] = 1.0  # its own, 100, diverges at this learning rate
                     jobs.append({"name": name, "indices": indices, "loss": loss, **options})
         file = folder / f"{processes}.json"
         file.write_text(json.dumps(jobs))

@@ -19,10 +19,11 @@ CLASSES, SIZE, LEARNING_RATE = 7, 8, 0.5
 class Student(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.head = nn.Linear(3 * SIZE * SIZE, 32), nn.Linear(32, CLASSES)
+        self.maps = nn.Conv2d(3, 6, 2, 2)
+        self.body, self.head = nn.Linear(6 * (SIZE // 2) ** 2, 32), nn.Linear(32, CLASSES)
 
     def forward(self, pixel_values):
-        return self.head(torch.tanh(self.body(pixel_values.flatten(1))))
+        return self.head(torch.tanh(self.body(self.maps(pixel_values).flatten(1))))
 
 
 def samples(indices: list[int]) -> list[dict[str, torch.Tensor | int]]:
