@@ -27,7 +27,7 @@ CONTENTS = "contents.json"
 # What a resumed run may not change: the student would be neither run's.
 FIXED = (
     *("student", "student_revision", "teacher", "teacher_weights", "teacher_revision"),
-    *("dataset", "dataset_config", "dataset_revision"),
+    *("dataset", "dataset_config", "dataset_revision", "streaming"),
     *("train_split", "label_map", "label_free", "on_bad_image", "seed", "loss", *LOSS_OPTIONS),
     *("crop_scale", "crop_padding", "flip", "auto_augment", "random_erasing", "cutout"),
     *("mixup_alpha", "cutmix_alpha", "repeated_augmentation"),

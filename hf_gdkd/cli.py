@@ -74,6 +74,7 @@ class DistillArguments:
     eval_split: str | None = _field(None, "Split to evaluate on; unset: validation, valid, val or test.")
     image_column: str | None = _field(None, "Column of the images; unset: found by its type.")
     label_column: str | None = _field(None, "Column of the labels; unset: found by name and type.")
+    streaming: bool = _field(False, "Read the training images as they come; needs max_steps, which are then one epoch.")
     on_bad_image: str = _field("error", "An image that cannot be read: error, or skip, which leaves it out.")
     crop_scale: float | None = _field(None, "Smallest share of an image's area in a random crop; 1: no crop.")
     crop_padding: int = _field(0, "Pixels of black around an image, to cut a crop of its own size from; 0: crop_scale.")
@@ -98,7 +99,7 @@ class DistillArguments:
 
     def data_options(self) -> dict[str, Any]:
         """What `load_data` needs beside the name and the seed."""
-        names = ("train_split", "eval_split", "image_column", "label_column", "on_bad_image")
+        names = ("train_split", "eval_split", "image_column", "label_column", "on_bad_image", "streaming")
         options = {name: getattr(self, name) for name in names}
         options |= {"config": self.dataset_config, "revision": self.dataset_revision}
         return options | {"require_labels": not self.label_free, "ignore_labels": self.label_free}
@@ -140,6 +141,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
         parser.set_defaults(output_dir=os.path.join("runs", f"{os.path.basename(flags.student)}-{flags.loss}"))
     if flags.label_free:
         parser.set_defaults(ce_weight=0.0)
+    if flags.streaming:
+        parser.set_defaults(eval_strategy="steps", eval_steps=500, save_strategy="steps")
     if flags.early_stopping_patience is not None:
         metric = "agreement" if flags.label_free else "top1"
         parser.set_defaults(load_best_model_at_end=True, metric_for_best_model=metric)
@@ -155,6 +158,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
         raise InputError(f"student_init is {script.student_init!r}: choose pretrained or random.")
     if script.on_bad_image not in ("error", "skip"):
         raise InputError(f"on_bad_image is {script.on_bad_image!r}: choose error or skip.")
+    if script.streaming:
+        _check_streaming(script, args)
     if (script.teacher is None) != (args.loss == "ce"):
         raise InputError(
             f"loss {args.loss} needs a teacher: give --teacher, or train without one with --loss ce."
@@ -190,6 +195,21 @@ def _check_augmentation(script: DistillArguments, args: GDKDConfig) -> None:
             "mixup and CutMix make soft labels, and dkd sets one label apart, which a mixed image has not: give --loss "
             "gdkd, or --partition top1."
         )
+
+
+def _check_streaming(script: DistillArguments, args: GDKDConfig) -> None:
+    if args.max_steps <= 0:
+        raise InputError("--streaming needs --max_steps: how long a stream is shows only at its end.")
+    if script.mixup_alpha + script.cutmix_alpha > 0 or script.repeated_augmentation > 1:
+        raise InputError(
+            "mixup, CutMix and repeated augmentation draw from the whole data set: leave them or --streaming out."
+        )
+    for name in ("kd_warmup_epochs", "kd_skip_epochs", "lr_decay_epochs"):
+        epochs = getattr(args, name) or 0
+        if max(epochs if isinstance(epochs, list) else [epochs]) > 1:
+            raise InputError(
+                f"{name} is {epochs}: with --streaming all max_steps are one epoch, so give a share of it."
+            )
 
 
 def _check_label_free(script: DistillArguments, args: GDKDConfig) -> None:

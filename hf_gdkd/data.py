@@ -3,40 +3,47 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch.distributed as dist
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    IterableDataset,
+    Value,
+    load_dataset,
+    load_dataset_builder,
+)
 from datasets.exceptions import DatasetsError
 from huggingface_hub import resolve_revision
 from huggingface_hub.errors import RevisionResolutionError
 from PIL import Image as PILImage
-from tqdm.auto import tqdm
 from yaml import YAMLError
 
 from .connection import hub_reason
 from .errors import InputError, first_sentence
-from .images import ImageError, Opened
+from .images import check_images
 
 IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "labels", "fine_label")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 EVAL_SPLITS = ("validation", "valid", "val", "test")
 HELD_OUT = 0.1  # of the train split, when the data set has no other split
-CHECKED_ROWS = 20_000  # images decoded before training, unless bad ones are skipped: then it is all of them
 
 
 @dataclass
 class Data:
     """A data set for image classification: `train` and `eval` with columns `image` and (if labelled) `labels`.
 
-    `revision` is its commit on the Hub, `bad_images` the number of images that were left out.
+    `revision` is its commit on the Hub, `bad_images` the number of images that were left out. A streamed `train` is an
+    IterableDataset of undecoded images.
     """
 
     name: str
-    train: Dataset
+    train: Dataset | IterableDataset
     eval: Dataset
     eval_split: str
     label_names: list[str] | None
@@ -79,36 +86,46 @@ def load_data(
     require_labels: bool = False,
     ignore_labels: bool = False,
     on_bad_image: str = "error",
+    streaming: bool = False,
 ) -> Data:
-    """A data set by name: `digits`, an id on the Hub, or a local folder (imagefolder, parquet).
+    """A data set by name: `digits`, an id on the Hub, or a local folder (imagefolder, parquet, webdataset).
 
     Without `eval_split` the first of validation, valid, val and test is taken; a data set with a train split only
     has a tenth of it held out, stratified. Without labels `label_names` is None, unless `require_labels`; with
     `ignore_labels` it is always None. An image that cannot be read is an error or, with `on_bad_image` "skip", left
-    out and counted.
+    out and counted. With `streaming` the training split is read as training goes on and not checked before; the other
+    is read once, and kept in the cache of `datasets`.
 
     Raises:
-        InputError: no such data set, split or column; labels that are out of range; an unreadable image.
+        InputError: no such data set, split or column; labels that are out of range; an unreadable image; `streaming` of
+            `digits`, of a data set with one split, or of labels whose classes have no names.
     """
-    splits, revision = (load_digits(), None) if name == "digits" else _load(name, config, revision)
+    if streaming and name == "digits":
+        raise InputError("digits is embedded and cannot be streamed: leave --streaming out.")
+    splits, revision = (load_digits(), None) if name == "digits" else _load(name, config, revision, streaming)
     eval_split = eval_split or next((s for s in EVAL_SPLITS if s in splits and s != train_split), None)
     for split in (train_split, eval_split or train_split):
         if split not in splits:
             raise InputError(f"data set {name} has no split {split!r}: choose one of {', '.join(splits)}.")
     image, label = _find_columns(name, splits[train_split], image_column, label_column, require_labels)
     label = None if ignore_labels else label
-    splits = DatasetDict({split: _rename(splits[split], image, label) for split in (train_split, eval_split) if split})
+    if streaming:
+        stream, evaluation = _streamed(name, config, revision, splits, train_split, eval_split, image, label)
+        splits = DatasetDict({eval_split: evaluation})
+    else:
+        wanted = dict.fromkeys((train_split, eval_split or train_split))
+        splits = DatasetDict({split: _rename(splits[split], image, label) for split in wanted})
     label_names = None
     if label is not None:
         splits = _encode_labels(name, splits)
-        label_names = splits[train_split].features["labels"].names
+        label_names = next(iter(splits.values())).features["labels"].names
         for split, rows in splits.items():
             _check_labels(name, split, rows, len(label_names))
     bad_images = 0
     for split, rows in splits.items():
         splits[split], bad = check_images(rows, f"data set {name}, split {split}: ", skip=on_bad_image == "skip")
         bad_images += bad
-    train = splits[train_split]
+    train = stream if streaming else splits[train_split]
     if eval_split is None:
         eval_split, (train, evaluation) = f"{train_split} (held-out tenth)", _hold_out(train, seed)
     else:
@@ -117,7 +134,9 @@ def load_data(
     return Data(name, train, evaluation, eval_split, label_names, revision=revision, bad_images=bad_images, **shape)
 
 
-def _load(name: str, config: str | None, revision: str | None) -> tuple[DatasetDict, str | None]:
+def _load(
+    name: str, config: str | None, revision: str | None, streaming: bool
+) -> tuple[dict[str, Dataset | IterableDataset], str | None]:
     """The splits of a data set on the Hub or in a folder, and its commit."""
     if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise InputError(f"no folder {name}: give an existing folder of images, an id on the Hub, or digits.")
@@ -128,11 +147,15 @@ def _load(name: str, config: str | None, revision: str | None) -> tuple[DatasetD
                 revision = resolve_revision(name, repo_type="dataset", revision=asked).resolved
             except RevisionResolutionError as error:  # the cache may hold the data all the same
                 unreachable = error
-        return load_dataset(name, config, revision=revision), revision
+        return load_dataset(name, config, revision=revision, streaming=streaming), revision
     except Exception as error:  # whatever the Hub, a card or a file makes it stumble on
-        reason = _reason(error, name) or hub_reason(unreachable or error, name, revision=asked, kind="data set")
-        reason = reason or first_sentence(error.__cause__ or error if isinstance(error, DatasetsError) else error)
-        raise InputError(f"data set {name} cannot be loaded: {reason}") from error
+        raise _refusal(error, name, asked, unreachable) from error
+
+
+def _refusal(error: Exception, name: str, revision: str | None, unreachable: Exception | None = None) -> InputError:
+    reason = _reason(error, name) or hub_reason(unreachable or error, name, revision=revision, kind="data set")
+    reason = reason or first_sentence(error.__cause__ or error if isinstance(error, DatasetsError) else error)
+    return InputError(f"data set {name} cannot be loaded: {reason}")
 
 
 def _reason(error: Exception, name: str) -> str | None:
@@ -150,6 +173,49 @@ def _reason(error: Exception, name: str) -> str | None:
     return None
 
 
+def _streamed(
+    name: str,
+    config: str | None,
+    revision: str | None,
+    splits: dict[str, IterableDataset],
+    train_split: str,
+    eval_split: str | None,
+    image: str,
+    label: str | None,
+) -> tuple[IterableDataset, Dataset]:
+    """The training split as a stream of undecoded images, and the other as it is kept on disk."""
+    if eval_split is None:
+        raise InputError(
+            f"data set {name} has the split {train_split} alone, and a stream is not divided: choose a data set with "
+            "another split, or leave --streaming out."
+        )
+    if label is not None and not isinstance(feature := splits[train_split].features[label], ClassLabel):
+        raise InputError(
+            f"data set {name} has labels of type {_kind(feature)}, whose classes nobody knows before all is read: name "
+            f"them in its card (README.md), as class_label of the feature {label}, or leave --streaming out."
+        )
+    try:
+        stream = _rename(splits[train_split].cast_column(image, Image(decode=False)), image, label)
+        features = Features(stream.features | {"image": Image()})
+        version = load_dataset_builder(name, config, revision=revision).cache_dir
+        options = {"name": name, "config": config, "revision": revision, "split": eval_split}
+        options |= {"image": image, "label": label, "version": version}
+        evaluation, first = Dataset.from_generator(_rows_of, features, gen_kwargs=options), next(iter(stream), None)
+    except Exception as error:  # whatever the Hub or a file makes it stumble on
+        raise _refusal(error, name, revision) from error
+    if first is None:
+        raise InputError(f"data set {name} has no rows in the split {train_split}: choose another --train_split.")
+    return stream, evaluation
+
+
+def _rows_of(
+    name: str, config: str | None, revision: str | None, split: str, image: str, label: str | None, version: str
+) -> Iterator[dict[str, object]]:
+    """The undecoded rows of a split; the `version` of the data is part of the name that `datasets` keeps them under."""
+    rows = load_dataset(name, config, revision=revision, split=split, streaming=True)
+    yield from _rename(rows.cast_column(image, Image(decode=False)), image, label)
+
+
 def _hold_out(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     """Nine tenths to train and a tenth to evaluate, stratified unless a class is too small for that."""
     try:
@@ -163,8 +229,9 @@ def _find_columns(
     name: str, rows: Dataset, image: str | None, label: str | None, require_labels: bool
 ) -> tuple[str, str | None]:
     """The columns that hold images and labels (None: no labels)."""
-    listed = ", ".join(f"{column} ({_kind(feature)})" for column, feature in rows.features.items())
-    images = [column for column, feature in rows.features.items() if isinstance(feature, Image)]
+    features = rows.features or {}
+    listed = ", ".join(f"{column} ({_kind(feature)})" for column, feature in features.items())
+    images = [column for column, feature in features.items() if isinstance(feature, Image)]
     if image is None:
         image = next((c for c in IMAGE_COLUMNS if c in images), images[0] if len(images) == 1 else None)
     if image not in images:
@@ -172,10 +239,10 @@ def _find_columns(
             f"data set {name} has no image column {f'{image} ' if image else ''}among its columns {listed}: "
             "give --image_column."
         )
-    classes = [column for column, feature in rows.features.items() if isinstance(feature, ClassLabel)]
+    classes = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
     if label is None:
-        label = next((c for c in LABEL_COLUMNS if c in rows.features), classes[0] if len(classes) == 1 else None)
-    if label not in rows.features and (label is not None or require_labels):
+        label = next((c for c in LABEL_COLUMNS if c in features), classes[0] if len(classes) == 1 else None)
+    if label not in features and (label is not None or require_labels):
         raise InputError(
             f"data set {name} has no label column {f'{label} ' if label else ''}among its columns {listed}: "
             "give --label_column."
@@ -187,9 +254,10 @@ def _kind(feature: object) -> str:
     return feature.dtype if isinstance(feature, Value) else type(feature).__name__
 
 
-def _rename(rows: Dataset, image: str, label: str | None) -> Dataset:
+def _rename(rows: Dataset | IterableDataset, image: str, label: str | None) -> Dataset | IterableDataset:
     rows = rows.select_columns([image] if label is None else [image, label])
-    return rows.rename_columns({image: "image"} if label is None else {image: "image", label: "labels"})
+    names = {image: "image"} if label is None else {image: "image", label: "labels"}
+    return rows.rename_columns({old: new for old, new in names.items() if old != new})
 
 
 def _encode_labels(name: str, splits: DatasetDict) -> DatasetDict:
@@ -232,44 +300,3 @@ def _check_rows(name: str, split: str, labels: Sequence[object], bad: Sequence[b
             f"data set {name}, split {split}: {sum(bad)} labels are {what}, the first {labels[bad.index(True)]} "
             f"in row {bad.index(True)}: choose a labelled split or mend the labels."
         )
-
-
-def check_images(rows: Dataset, what: str, *, skip: bool = False) -> tuple[Dataset, int]:
-    """The rows whose images can be read, and the number of those whose images cannot.
-
-    Every image is decoded, in threads and, where there are several processes, by each process a share of them. Unless
-    bad ones are skipped, a data set of over 20,000 rows is not searched: they are errors as they are read.
-
-    Raises:
-        InputError: an image that cannot be read, with its row, unless `skip`; no image that can.
-    """
-    if len(rows) > CHECKED_ROWS and not skip:
-        return rows, 0
-
-    opened = Opened(rows, what)
-
-    def problem(row: int) -> ImageError | None:
-        try:
-            opened[row]
-        except ImageError as error:
-            return error
-
-    shared = dist.is_available() and dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
-    bad = []
-    with ThreadPoolExecutor() as pool:
-        for start in tqdm(range(0, len(rows), 1000), desc=what, leave=False, disable=len(rows) < 2000):
-            share = range(start + rank, min(start + 1000, len(rows)), world)
-            for row, error in zip(share, pool.map(problem, share), strict=True):
-                if error is not None and not skip:
-                    raise error
-                if error is not None:
-                    bad.append(row)
-    if shared:
-        dist.all_gather_object(everyone := [None] * world, bad)
-        bad = [row for rows_of_one in everyone for row in rows_of_one]
-    if not bad:
-        return rows, 0
-    if len(bad) == len(rows):
-        raise InputError(f"{what}not one of {len(rows)} images can be read: check the files.")
-    return rows.select(sorted(set(range(len(rows))) - set(bad))), len(bad)

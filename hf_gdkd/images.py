@@ -1,16 +1,21 @@
-"""An image as it is stored -> RGB pixels, upright, or one sentence on why it cannot be read."""
+"""Images as they are stored -> RGB pixels, upright, or one sentence on why they cannot be read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from datasets import Dataset, Image
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
+from tqdm.auto import tqdm
 
 from .errors import InputError, first_sentence
+
+CHECKED_ROWS = 20_000  # images decoded before training, unless bad ones are skipped: then it is all of them
 
 
 class ImageError(InputError):
@@ -61,3 +66,44 @@ class Opened(Sequence):
     def __getitem__(self, row: int) -> dict[str, Any]:
         sample = self.rows[row]
         return {**sample, "image": open_image(sample["image"], f"{self.what}image in row {row}")}
+
+
+def check_images(rows: Dataset, what: str, *, skip: bool = False) -> tuple[Dataset, int]:
+    """The rows whose images can be read, and the number of those whose images cannot.
+
+    Every image is decoded, in threads and, where there are several processes, by each process a share of them. Unless
+    bad ones are skipped, a data set of over 20,000 rows is not searched: they are errors as they are read.
+
+    Raises:
+        InputError: an image that cannot be read, with its row, unless `skip`; no image that can.
+    """
+    if len(rows) > CHECKED_ROWS and not skip:
+        return rows, 0
+
+    opened = Opened(rows, what)
+
+    def problem(row: int) -> ImageError | None:
+        try:
+            opened[row]
+        except ImageError as error:
+            return error
+
+    shared = dist.is_available() and dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
+    bad = []
+    with ThreadPoolExecutor() as pool:
+        for start in tqdm(range(0, len(rows), 1000), desc=what, leave=False, disable=len(rows) < 2000):
+            share = range(start + rank, min(start + 1000, len(rows)), world)
+            for row, error in zip(share, pool.map(problem, share), strict=True):
+                if error is not None and not skip:
+                    raise error
+                if error is not None:
+                    bad.append(row)
+    if shared:
+        dist.all_gather_object(everyone := [None] * world, bad)
+        bad = [row for rows_of_one in everyone for row in rows_of_one]
+    if not bad:
+        return rows, 0
+    if len(bad) == len(rows):
+        raise InputError(f"{what}not one of {len(rows)} images can be read: check the files.")
+    return rows.select(sorted(set(range(len(rows))) - set(bad))), len(bad)

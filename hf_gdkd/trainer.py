@@ -34,6 +34,7 @@ from .finite import FiniteLoss
 from .losses import FeatureLoss
 from .models import load_teacher
 from .projections import FeatureDistillation, ProjectionsTrainer
+from .streams import AugmentedStream
 from .teacher import Ensemble, Teacher, logits_of
 from .workers import DeadWorker, heard, hold_back, release
 
@@ -181,8 +182,11 @@ class GDKDTrainer(ProjectionsTrainer):
         return getattr(self.train_dataset, "sampler", None) or super()._get_train_sampler(train_dataset)
 
     def get_train_dataloader(self) -> DataLoader:
-        """As Trainer's; the seed of its workers is the epoch's, and no random number of the training's."""
-        loader = super().get_train_dataloader()
+        """As Trainer's, or a stream's own; the seed of its workers is the epoch's, and no number of the training's."""
+        if isinstance(self.train_dataset, AugmentedStream):
+            loader = self.train_dataset.loader(self.args, self._train_batch_size, self.data_collator)
+        else:
+            loader = super().get_train_dataloader()
         loader.base_dataloader.generator = self._epochs.generator
         return loader
 

@@ -129,6 +129,11 @@ class TrainTransform:
         return views | {key: batch[key] for key in ("labels",) if key in batch}
 
 
+def draw_seed(*numbers: int) -> int:
+    """A seed that depends on these numbers alone."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
 class Augmented(Dataset):
     """Rows of a data set through a random transform whose random numbers depend on seed, epoch and row alone.
 
@@ -164,18 +169,13 @@ class Augmented(Dataset):
     def __getitem__(self, index: int) -> dict[str, object]:
         repeat, row = divmod(index, len(self.rows))
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(self.draw_seed(row, repeat))
+            torch.random.default_generator.manual_seed(draw_seed(self.seed, int(self._epoch), row, repeat))
             sample = self.rows[row]
             if self.mix is None:
                 batch = self.transform({key: [value] for key, value in sample.items()})
             else:
                 batch = self._mixed(sample, self.rows[int(torch.randint(len(self.rows), ()))])
         return {key: values[0] for key, values in batch.items()} | {"sample_id": row}
-
-    def draw_seed(self, *numbers: int) -> int:
-        """A seed that depends on the data's own, the epoch and these numbers."""
-        seeds = np.random.SeedSequence((self.seed, int(self._epoch), *numbers)).generate_state(1, np.uint64)
-        return int(seeds[0] >> 1)
 
     def _mixed(self, *pair: dict[str, object]) -> dict[str, object]:
         labels = [sample.get("labels", 0) for sample in pair]
@@ -194,7 +194,8 @@ class _Repeated(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         rows, repeats = len(self.data), self.data.repeats
-        order = torch.randperm(rows, generator=torch.Generator().manual_seed(self.data.draw_seed()))
+        seed = draw_seed(self.data.seed, int(self.data._epoch))
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
         drawn = order[: math.ceil(rows / repeats)].unsqueeze(-1) + rows * torch.arange(repeats)
         yield from drawn.flatten()[:rows].tolist()
 

@@ -36,6 +36,7 @@ from hf_gdkd.labels import load_label_map
 from hf_gdkd.metrics import compute_agreement, compute_metrics
 from hf_gdkd.models import class_names, load_model, load_processor, pin_revision, possible_init, save_processor
 from hf_gdkd.report import best_and_last, draw_training, read_recipe, write_metrics, write_recipe
+from hf_gdkd.streams import AugmentedStream
 from hf_gdkd.teacher import Ensemble, Teacher
 from hf_gdkd.trainer import GDKDTrainer
 from hf_gdkd.views import Augmented, EvalTransform, TrainTransform, View, Viewed, collate
@@ -95,11 +96,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if script.mixup_alpha + script.cutmix_alpha > 0:
         alphas = {"mixup_alpha": script.mixup_alpha, "cutmix_alpha": script.cutmix_alpha}
         mix = Mix(len(data.label_names), max(each.size for each in (view, *others.values())), **alphas)
+    if script.streaming:
+        process = {"process_index": args.process_index, "num_processes": args.world_size}
+        skip = script.on_bad_image == "skip"
+        train = AugmentedStream(data.train, transform, seed=args.seed, skip_bad_images=skip, **process)
+    else:
+        train = Augmented(data.train, transform, seed=args.seed, mix=mix, repeats=script.repeated_augmentation)
     trainer = GDKDTrainer(
         model=student,
         teacher_model=Ensemble(teachers, script.teacher_weights) if len(teachers) > 1 else next(iter(teachers), None),
         args=args,
-        train_dataset=Augmented(data.train, transform, seed=args.seed, mix=mix, repeats=script.repeated_augmentation),
+        train_dataset=train,
         eval_dataset=Viewed(data.eval, EvalTransform(view)),
         processing_class=processor,
         data_collator=collate,
@@ -118,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     seconds = training["train_runtime"]  # evaluations included
     metrics |= {"epochs": trainer.state.epoch, "ms_per_step": 1000 * seconds / trainer.state.global_step}
     if script.on_bad_image == "skip":
-        metrics["bad_images"] = data.bad_images
+        metrics["bad_images"] = data.bad_images + (train.bad_images() if script.streaming else 0)
     # On every process: a model whose weights are split answers only when all of them ask.
     metrics |= side_by_side(
         student, teachers, data.eval, view, weights=script.teacher_weights, labelled=not script.label_free,
@@ -131,8 +138,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         draw_training(folder, trainer.state.log_history, f"{folder}: {args.loss} on {data.name}")
         write_card(folder, script, args, data, metrics, command=command_line(argv))
         print(f"{folder}: {judged} {metrics[judged]:.2%} on {data.name} ({data.eval_split})")
-        if data.bad_images:
-            print(f"{data.bad_images} images could not be read and were left out")
+        if metrics.get("bad_images"):
+            print(f"{metrics['bad_images']} images could not be read and were left out")
         if args.push_to_hub:
             push(folder, trainer.hub_model_id, private=args.hub_private_repo, token=args.hub_token)
     return metrics

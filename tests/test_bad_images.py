@@ -19,11 +19,10 @@ from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-import hf_gdkd.data
+import hf_gdkd.images
 from hf_gdkd.cli import run
-from hf_gdkd.data import check_images
 from hf_gdkd.errors import InputError
-from hf_gdkd.images import ImageError, open_image
+from hf_gdkd.images import ImageError, check_images, open_image
 from hf_gdkd.views import Augmented, EvalTransform, TrainTransform, View, Viewed, collate
 
 ROOT = Path(__file__).parents[1]
@@ -219,7 +218,7 @@ def test_check_images_leaves_out_and_counts():
 
 
 def test_a_large_data_set_is_searched_only_when_bad_images_are_skipped(monkeypatch):
-    monkeypatch.setattr(hf_gdkd.data, "CHECKED_ROWS", 11)
+    monkeypatch.setattr(hf_gdkd.images, "CHECKED_ROWS", 11)
     rows = pictures(bad=(5,))
     assert check_images(rows, "x: ") == (rows, 0)
     assert check_images(rows, "x: ", skip=True)[1] == 1
@@ -310,7 +309,7 @@ def test_a_run_stops_at_the_first_bad_image(tmp_path, distill):
 @WORKERS
 def test_a_large_data_set_stops_where_the_image_is_read(tmp_path, distill, monkeypatch, workers, capsys):
     """It is not searched before; the run ends with one sentence and exit code 2 all the same."""
-    monkeypatch.setattr(hf_gdkd.data, "CHECKED_ROWS", 0)
+    monkeypatch.setattr(hf_gdkd.images, "CHECKED_ROWS", 0)
     argv = words(folder_of_200(tmp_path / "data"), tmp_path / "run", "--dataloader_num_workers", str(workers))
     with pytest.raises(SystemExit) as caught:
         run(lambda: distill(argv))

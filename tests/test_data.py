@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-from hf_gdkd.data import check_images, load_data
+from hf_gdkd.data import load_data
 from hf_gdkd.errors import InputError
+from hf_gdkd.images import check_images
 from hf_gdkd.views import EvalTransform, TrainTransform, View, Viewed, collate
 
 
