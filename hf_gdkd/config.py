@@ -130,7 +130,7 @@ class GDKDConfig(TrainingArguments):
     )
     shard_teacher: bool = field(
         default=False,
-        metadata={"help": "Split the teacher's weights over the processes, where it does not fit on each device."},
+        metadata={"help": "Split the teacher's weights over the processes, as ZeRO-3 does: where it is too large."},
     )
     ema_decay: float | None = _option(
         "Evaluate and save an exponential moving average of the student's weights: the share, above 0 and below 1, "

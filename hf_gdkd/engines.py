@@ -24,29 +24,30 @@ def check_engine(accelerator: Accelerator, args: GDKDConfig) -> None:
     """Refuse what an engine would do in another way, or leave undone in the end.
 
     Raises:
-        InputError: FSDP that Accelerate left out; FSDP1; an FSDP or ZeRO-3 that would not
-            save the student whole; a moving average of weights that these engines keep elsewhere.
+        InputError: FSDP that Accelerate left out; FSDP1; FSDP or ZeRO-3 that would not save the student whole, or keep
+            it where it cannot be measured; a moving average under FSDP or DeepSpeed.
     """
     fsdp = getattr(accelerator.state, "fsdp_plugin", None)
-    deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
+    zero = getattr(accelerator.state, "deepspeed_plugin", None)
     if fsdp is None and parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise InputError("FSDP was asked for, and on CPUs Accelerate runs DDP in its place: use GPUs, or leave it out.")
-    if fsdp is not None and fsdp.fsdp_version == 1:
-        raise InputError("FSDP1 is not supported: take FSDP2 (fsdp_version: 2), as scripts/accelerate/fsdp2.yaml does.")
-    if fsdp is not None and fsdp.state_dict_type != StateDictType.FULL_STATE_DICT:
-        raise InputError(
-            f"FSDP's state_dict_type {fsdp.state_dict_type.name} leaves no model.safetensors of the student: set "
-            "FULL_STATE_DICT, as scripts/accelerate/fsdp2.yaml does."
-        )
-    if fsdp is not None and isinstance(fsdp.cpu_offload, CPUOffloadPolicy):
-        raise InputError("fsdp_offload_params keeps the student from being measured in the end: leave it out.")
+    if fsdp is not None:
+        if fsdp.fsdp_version == 1:
+            raise InputError("FSDP1 is not supported: set fsdp_version: 2, as scripts/accelerate/fsdp2.yaml does.")
+        if fsdp.state_dict_type != StateDictType.FULL_STATE_DICT:
+            raise InputError(
+                f"FSDP's state_dict_type {fsdp.state_dict_type.name} leaves no model.safetensors of the student: set "
+                "FULL_STATE_DICT, as scripts/accelerate/fsdp2.yaml does."
+            )
+        if isinstance(fsdp.cpu_offload, CPUOffloadPolicy):
+            raise InputError("fsdp_offload_params keeps the student from being measured in the end: leave it out.")
     gather = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
-    if deepspeed is not None and deepspeed.zero_stage == 3 and not deepspeed.get_value(gather):
+    if zero is not None and zero.zero_stage == 3 and not zero.get_value(gather):
         raise InputError(
             "ZeRO-3 would leave no model.safetensors of the student: set zero3_save_16bit_model to true, as "
             f"scripts/accelerate/deepspeed_zero3.yaml does, or {gather} in a config of DeepSpeed's own."
         )
-    if args.ema_decay is not None and (fsdp or deepspeed):
+    if args.ema_decay is not None and (fsdp or zero):
         raise InputError("ema_decay needs the student's whole weights on each device: leave it out, or train with DDP.")
 
 
@@ -56,9 +57,9 @@ def place_teacher(teacher: Teacher | Ensemble, args: GDKDConfig) -> Teacher | En
     Raises:
         InputError: it does not fit, or there is one process to split it over.
     """
-    deepspeed = args.deepspeed_plugin
+    zero = args.deepspeed_plugin
     for each in teacher.teachers if isinstance(teacher, Ensemble) else [teacher]:
-        if deepspeed is not None and deepspeed.hf_ds_config.is_zero3():
+        if zero is not None and zero.hf_ds_config.is_zero3():
             _partition(each.model)
         elif args.shard_teacher:
             _shard(each.model, args.device)

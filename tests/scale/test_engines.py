@@ -108,7 +108,7 @@ REFUSED = {
     "split batches": "per_device_train_batch_size 9 cannot be split among 2 processes: give a multiple of 2",
     "more processes than samples": "there are 2 processes and 1 training images: start fewer processes",
     "FSDP on CPUs": "on CPUs Accelerate runs DDP in its place: use GPUs",
-    "FSDP1": "FSDP1 is not supported: take FSDP2",
+    "FSDP1": "FSDP1 is not supported: set fsdp_version: 2",
     "sharded state": "SHARDED_STATE_DICT leaves no model.safetensors of the student: set FULL_STATE_DICT",
     "offload": "leave it out",
     "EMA": "ema_decay needs the student's whole weights on each device: leave it out",
@@ -139,8 +139,9 @@ def test_zero_3_leaves_models_whole_until_training(zero):
 @pytest.mark.deepspeed
 @pytest.mark.parametrize("run", ["zero2", "zero3"])
 def test_deepspeed_ends_at_a_loss_that_is_not_finite(zero, run):
-    """Although its backward pass takes the step."""
+    """Although its backward pass takes the step: that was not begun."""
     assert_ended_before_the_spoiled_step(zero[1]["ended"][run])
+    assert (zero[0] / f"{run}_mended_spoiled/checkpoint-1/latest").read_text() == "global_step1"
 
 
 @pytest.mark.deepspeed
