@@ -97,6 +97,11 @@ class DistillArguments:
     trust_remote_code: bool = _field(False, "Run model code from the Hub.")
     overwrite: bool = _field(False, "Train anew in an output folder that holds a run.")
 
+    def teachers(self) -> list[tuple[str, str | None]]:
+        """Name and revision of every teacher."""
+        names = self.teacher or []
+        return list(zip(names, self.teacher_revision or [None] * len(names), strict=True))
+
     def data_options(self) -> dict[str, Any]:
         """What `load_data` needs beside the name and the seed."""
         names = ("train_split", "eval_split", "image_column", "label_column", "on_bad_image", "streaming")

@@ -81,8 +81,8 @@ def write_card(
         pretrained=script.student_init == "pretrained",
         own_network=PreTrainedConfig.get_config_dict(folder)[0].get("model_type") == CifarConfig.model_type,
         teachers=[
-            f"`{name}`{f'@{commit}' if commit else ''}"
-            for name, commit in zip(teachers, script.teacher_revision or (), strict=True)
+            f"`{resolve_name(name)}`{'' if commit is None or Path(name).is_dir() else f'@{commit}'}"
+            for name, commit in script.teachers()
         ],
         student_commit=script.student_revision,
         dataset_commit=script.dataset_revision,

@@ -25,7 +25,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
-from hf_gdkd.augment import Mix, image_augmentation
+from hf_gdkd.assembly import load_teachers, training_data
 from hf_gdkd.checkpoints import check_same_run, checkpoint_to_resume
 from hf_gdkd.cli import command_line, parse, quiet, recipe_of, run
 from hf_gdkd.data import load_data
@@ -36,10 +36,9 @@ from hf_gdkd.labels import load_label_map
 from hf_gdkd.metrics import compute_agreement, compute_metrics
 from hf_gdkd.models import class_names, load_model, load_processor, pin_revision, possible_init, save_processor
 from hf_gdkd.report import best_and_last, draw_training, read_recipe, write_metrics, write_recipe
-from hf_gdkd.streams import AugmentedStream
-from hf_gdkd.teacher import Ensemble, Teacher
+from hf_gdkd.teacher import Ensemble
 from hf_gdkd.trainer import GDKDTrainer
-from hf_gdkd.views import Augmented, EvalTransform, TrainTransform, View, Viewed, collate
+from hf_gdkd.views import EvalTransform, View, Viewed, collate
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -54,23 +53,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     script.student_init = possible_init(script.student, script.student_init)
     if script.student_init == "pretrained":
         script.student_revision = pin_revision(script.student, script.student_revision)
-    if script.teacher:
-        asked = script.teacher_revision or [None] * len(script.teacher)
-        script.teacher_revision = [pin_revision(*pair) for pair in zip(script.teacher, asked, strict=True)]
+    pinned = [pin_revision(*teacher) for teacher in script.teachers()]
+    script.teacher_revision = [commit or "main" for commit in pinned] if any(pinned) else None
     recipe = recipe_of(script, args)
     if checkpoint is not None:
         check_same_run(recipe, read_recipe(Path(checkpoint).parent) or recipe)
 
-    trust = {"trust_remote_code": script.trust_remote_code}
-    teachers = [
-        Teacher.load(name, revision=revision, dtype=args.teacher_dtype, **trust)
-        for name, revision in zip(script.teacher or (), script.teacher_revision or (), strict=True)
-    ]
-    for i, teacher in enumerate(teachers[1:], start=2):
-        teacher.pixels += f"_{i}"
+    teachers = load_teachers(script, args)
     if script.label_free:
         data.label_names = class_names(teachers[0].model)
-    source = {"revision": script.student_revision, **trust}
+    source = {"revision": script.student_revision, "trust_remote_code": script.trust_remote_code}
     student = load_model(script.student, label_names=data.label_names, init=script.student_init, **source)
     processor = load_processor(script.student, init=script.student_init, **source)
     view = View(processor)
@@ -83,25 +75,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         else:
             check_teacher(teacher, data.eval, allow_weak=script.allow_weak_teacher, device=args.device)
 
-    others = {teacher.pixels: teacher.view for teacher in teachers if not view.same_geometry(teacher.view)}
-    transform = TrainTransform(
-        view,
-        others,
-        crop_scale=data.crop_scale if script.crop_scale is None else script.crop_scale,
-        crop_padding=script.crop_padding,
-        flip=data.flip if script.flip is None else script.flip,
-        augment=image_augmentation(script.auto_augment, script.random_erasing, script.cutout),
-    )
-    mix = None
-    if script.mixup_alpha + script.cutmix_alpha > 0:
-        alphas = {"mixup_alpha": script.mixup_alpha, "cutmix_alpha": script.cutmix_alpha}
-        mix = Mix(len(data.label_names), max(each.size for each in (view, *others.values())), **alphas)
-    if script.streaming:
-        process = {"process_index": args.process_index, "num_processes": args.world_size}
-        skip = script.on_bad_image == "skip"
-        train = AugmentedStream(data.train, transform, seed=args.seed, skip_bad_images=skip, **process)
-    else:
-        train = Augmented(data.train, transform, seed=args.seed, mix=mix, repeats=script.repeated_augmentation)
+    train = training_data(script, args, data, view, teachers)
     trainer = GDKDTrainer(
         model=student,
         teacher_model=Ensemble(teachers, script.teacher_weights) if len(teachers) > 1 else next(iter(teachers), None),

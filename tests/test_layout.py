@@ -12,7 +12,7 @@ import hf_gdkd
 PACKAGE = Path(hf_gdkd.__file__).parent
 PACKAGES = ("losses", "networks")
 ORDER = """errors connection losses networks recipes config labels models images data augment views streams teacher
-    metrics evaluation report cli checkpoints hub ema engines finite workers features projections
+    metrics evaluation report cli assembly checkpoints hub ema engines finite workers features projections
     durable trainer""".split()
 
 

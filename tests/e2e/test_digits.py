@@ -117,6 +117,7 @@ def test_the_card_is_valid_and_true(runs):
 def test_the_recipe_repeats_the_run(runs):
     recipe = yaml.safe_load((runs / "runs/student/recipe.yaml").read_text())
     assert recipe["loss"] == "gdkd3" and recipe["teacher"] == ["runs/digits-teacher"]
+    assert "teacher_revision" not in recipe
     script = str(ROOT / "scripts/distill.py")
     words = ["--config", "runs/student/recipe.yaml", "--output_dir", "runs/again"]
     command(sys.executable, script, *words, cwd=runs)
