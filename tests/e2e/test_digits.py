@@ -91,6 +91,24 @@ def test_without_labels_the_student_learns_the_teachers_classes(runs):
     assert json.loads((runs / "runs/unlabelled/config.json").read_text())["id2label"]["9"] == "9"
 
 
+def test_two_teachers_mixed_images_a_moving_average_and_early_stopping(runs):
+    """Everything at once; at this learning rate the evaluation soon gets worse, and the run ends."""
+    script, cnn = str(ROOT / "scripts/distill.py"), str(ROOT / "scripts/demo/cnn")
+    words = ["--teacher", "runs/digits-teacher", "runs/student", "--teacher_weights", "3", "1", "--student", cnn]
+    words += ["--student_init", "random", "--loss", "gdkd", "--mixup_alpha", "0.2", "--cutmix_alpha", "1"]
+    words += ["--auto_augment", "randaugment", "--repeated_augmentation", "2", "--ema_decay", "0.9"]
+    words += ["--early_stopping_patience", "1", "--output_dir", "runs/two"]
+    quick = QUICK.replace("3e-3", "0.5").replace("epochs 3", "epochs 30").replace("strategy no", "strategy epoch")
+    command(sys.executable, script, *words, *quick.split(), cwd=runs)
+    metrics = json.loads((runs / "runs/two/metrics.json").read_text())
+    assert list(metrics["teachers"]) == ["runs/digits-teacher", "runs/student"]
+    assert metrics["epochs"] < 30 and metrics["best"]["top1"] == metrics["top1"] >= metrics["last"]["top1"]
+    assert metrics["best"]["epoch"] < metrics["last"]["epoch"] == metrics["epochs"]
+    card = (runs / "runs/two/README.md").read_text()
+    assert "distilled from the teachers `runs/digits-teacher`, `runs/student`" in card
+    assert card.count("| teacher `runs/") == 2 and "after the best (" in card
+
+
 def test_the_student_loads_and_classifies(runs):
     from PIL import Image
     from transformers import AutoModelForImageClassification, pipeline
