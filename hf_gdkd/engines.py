@@ -51,6 +51,23 @@ def check_engine(accelerator: Accelerator, args: GDKDConfig) -> None:
         raise InputError("ema_decay needs the student's whole weights on each device: leave it out, or train with DDP.")
 
 
+def name_blocks(accelerator: Accelerator, student: nn.Module) -> None:
+    """Let FSDP2 split the student as a teacher is split, unless the user named blocks.
+
+    Accelerate was made for language models. It splits the input's embedding by itself, which is a part of a block
+    that Transformers names for a ViT, and which a convolutional network does not have.
+    """
+    fsdp = getattr(accelerator.state, "fsdp_plugin", None)
+    if fsdp is None:
+        return
+    if fsdp.transformer_cls_names_to_wrap is None:
+        fsdp.transformer_cls_names_to_wrap = sorted({type(block).__name__ for block in _blocks(student)})
+    try:
+        student.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        student.get_input_embeddings = lambda: None
+
+
 def place_teacher(teacher: Teacher | Ensemble, args: GDKDConfig) -> Teacher | Ensemble:
     """The teacher on the run's device, whole or split; a second call changes nothing.
 
@@ -77,10 +94,11 @@ def _shard(model: nn.Module, device: torch.device) -> None:
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The members of a model's outermost lists of modules."""
+    """The members of a model's outermost lists of modules, those that have parts."""
     for child in model.children():
         if isinstance(model, nn.ModuleList | nn.Sequential) and not isinstance(child, nn.ModuleList):
-            yield child
+            if any(child.children()):
+                yield child
         else:
             yield from _blocks(child)
 

@@ -19,7 +19,7 @@ from transformers.trainer_utils import TrainOutput, has_length
 
 from .config import GDKDConfig
 from .durable import DurableTrainer
-from .engines import check_engine, place_teacher
+from .engines import check_engine, name_blocks, place_teacher
 from .errors import InputError
 from .finite import FiniteLoss
 from .losses import FeatureLoss
@@ -89,6 +89,7 @@ class GDKDTrainer(DurableTrainer):
         super().__init__(model, args, **kwargs)
         args.label_smoothing_factor = smoothing
         check_engine(self.accelerator, args)
+        name_blocks(self.accelerator, self.model)
         self.teacher = teacher_model and place_teacher(teacher_model, args)
         num_labels = getattr(getattr(self.model, "config", None), "num_labels", None)
         if self.teacher is not None:

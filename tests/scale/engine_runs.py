@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-import timm
 import torch
 from accelerate import DistributedType, PartialState
 from torch import Tensor, distributed, nn
@@ -28,6 +27,8 @@ from transformers import (
     ResNetForImageClassification,
     SwinConfig,
     SwinForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -38,8 +39,8 @@ from hf_gdkd.errors import InputError, TrainingError
 from hf_gdkd.models import load_model
 from hf_gdkd.teacher import Ensemble, Teacher
 
-CLASSES, SIZE = 7, 8
-FSDP2 = {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["ViTLayer"]}}
+CLASSES, SIZE = 7, 32
+FSDP2 = {"fsdp": True}
 TWO_MICRO_BATCHES = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
 
 
@@ -48,16 +49,16 @@ class Plain(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.head = nn.Linear(3 * 32 * 32, CLASSES)
+        self.head = nn.Linear(3 * SIZE * SIZE, CLASSES)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return self.head(pixel_values.flatten(1))
 
 
-def vit(seed: int, size: int = SIZE) -> PreTrainedModel:
+def vit(seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
     config = ViTConfig(
-        image_size=size, patch_size=size // 2, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        image_size=SIZE, patch_size=SIZE // 2, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=32, num_labels=CLASSES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     model = ViTForImageClassification(config).float()
@@ -74,7 +75,13 @@ def samples(count: int, bad: int | None = None) -> list[dict[str, Tensor | int]]
 
 
 def train(
-    folder: Path, *, data: int = 64, bad: int | None = None, resume: str | None = None, **options: object
+    folder: Path,
+    *,
+    student: nn.Module | None = None,
+    data: int = 64,
+    bad: int | None = None,
+    resume: str | None = None,
+    **options: object,
 ) -> GDKDTrainer:
     """Four steps of 32 samples in two epochs, evaluated and saved after each; AdamW that minds a gradient's scale."""
     options = {"per_device_train_batch_size": 32 // int(os.environ.get("WORLD_SIZE", "1")), **options}
@@ -86,7 +93,7 @@ def train(
         **options,
     )  # fmt: skip
     rows = samples(data, bad)
-    trainer = GDKDTrainer(vit(0), vit(1), args, train_dataset=rows, eval_dataset=rows[:16])
+    trainer = GDKDTrainer(student or vit(0), vit(1), args, train_dataset=rows, eval_dataset=rows[:16])
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
@@ -112,23 +119,29 @@ def fsdp_on_cpu() -> Iterator[None]:
         yield
 
 
-def split_answers() -> dict[str, tuple[float, float, int]]:
-    """By architecture: how far a split teacher's logits are from the whole one's, the part held then, its parts."""
+def models() -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    models = {
-        "vit": vit(0, 32),
-        "swin": SwinForImageClassification(
-            SwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=4)
+    small = {"num_labels": CLASSES}
+    swin = SwinConfig(image_size=SIZE, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=4, **small)
+    timm = TimmWrapperConfig(architecture="resnet10t", **small)
+    return {
+        "vit": vit(0),
+        "swin": SwinForImageClassification(swin),
+        "convnext": ConvNextForImageClassification(ConvNextConfig(hidden_sizes=[8] * 4, depths=[1] * 4, **small)),
+        "resnet": ResNetForImageClassification(
+            ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 2], **small)
         ),
-        "convnext": ConvNextForImageClassification(ConvNextConfig(hidden_sizes=[8] * 4, depths=[1] * 4)),
-        "resnet": ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 2])),
-        "timm": timm.create_model("resnet18", num_classes=CLASSES),
+        "timm": TimmWrapperForImageClassification(timm),
         "no lists": Plain(),
     }
-    teachers = {name: Teacher(model) for name, model in models.items()}
-    teachers["ensemble"] = Ensemble([Teacher(vit(seed, 32)) for seed in (1, 2)])
+
+
+def split_answers() -> dict[str, tuple[float, float, int]]:
+    """By architecture: how far a split teacher's logits are from the whole one's, the part held then, its parts."""
+    teachers = {name: Teacher(model) for name, model in models().items()}
+    teachers["ensemble"] = Ensemble([Teacher(vit(seed)) for seed in (1, 2)])
     args = GDKDConfig(use_cpu=True, report_to="none", shard_teacher=True)
-    batch = {"pixel_values": torch.randn(3, 3, 32, 32)}
+    batch = {"pixel_values": torch.randn(3, 3, SIZE, SIZE)}
     answers = {}
     for name, teacher in teachers.items():
         whole = teacher(batch)
@@ -200,6 +213,10 @@ def torch_engines(folder: Path) -> dict[str, object]:
         found["share"] |= {"fsdp2": share(trainer.teacher.model), "fsdp2_student": share(trainer.model)}
         train(folder / "fsdp2_split", shard_teacher=True, **FSDP2)
         train(folder / "fsdp2_resumed", resume=str(folder / "fsdp2_split/checkpoint-2"), **FSDP2)
+        found["students"] = {
+            name: share(train(folder / f"student_{name}", student=model, **FSDP2).model)
+            for name, model in models().items()
+        }
         found["ended"] = {"fsdp2": interrupted(folder / "fsdp2_mended", **TWO_MICRO_BATCHES, **FSDP2)}
     found["refused"] = refusals(folder)
     return found

@@ -74,7 +74,7 @@ def test_two_processes_train_the_student_of_one(one, two, run):
     assert_same_run(two[0] / run, one)
 
 
-BLOCKS = {"vit": 2, "swin": 2, "convnext": 4, "resnet": 4, "timm": 8, "no lists": 0, "ensemble": 5}
+BLOCKS = {"vit": 2, "swin": 2, "convnext": 4, "resnet": 2, "timm": 4, "no lists": 0, "ensemble": 5}
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -82,6 +82,11 @@ def test_a_split_teacher_answers_as_the_whole(two, name):
     """Each block is gathered when it runs, as is the rest, and half of the weights are held after that."""
     difference, share, parts = two[1]["answers"][name]
     assert difference < 1e-6 and share == pytest.approx(0.5, abs=0.08) and parts == BLOCKS[name] + 1
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name != "ensemble"])
+def test_fsdp2_splits_and_trains_every_student(two, name):
+    assert two[1]["students"][name] == pytest.approx(0.5, abs=0.08)
 
 
 def test_the_teacher_is_whole_until_split(two):
