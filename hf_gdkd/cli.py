@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+import torch.distributed as dist
 import yaml
 from accelerate import PartialState
 from transformers import HfArgumentParser
@@ -297,6 +298,8 @@ def run(main: Callable[[], Any]) -> None:
     bound_waiting()
     try:
         main()
+        if dist.is_initialized():
+            dist.destroy_process_group()  # left to the interpreter's end, its threads may abort the process
     except tuple(EXIT_CODES) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))

@@ -120,7 +120,9 @@ class GDKDTrainer(DurableTrainer):
         self.finite = FiniteLoss(nn.ModuleList([self.model, self.projections]), self.accelerator, self._save_state)
         self.add_callback(self.finite)
         # So that the GPU is not waited for when processes tell each other the number of their samples.
-        self._cpu_group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._cpu_group = None
+        if dist.is_initialized():
+            self._cpu_group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         self._sums: Tensor | None = None
         self._steps_per_epoch = 1
 

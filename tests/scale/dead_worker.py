@@ -57,3 +57,5 @@ if __name__ == "__main__":
         assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in checkpoint.iterdir()}
         assert torch.equal(trained(folder / "run", rows, str(checkpoint)), whole)
         print("goes on exactly", flush=True)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -249,3 +249,5 @@ if __name__ == "__main__":
     found = {"torch": torch_engines, "deepspeed": deepspeed_engines}[engine](folder)
     if os.environ["RANK"] == "0":
         (folder / "found.json").write_text(json.dumps(found))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -50,3 +50,5 @@ if __name__ == "__main__":
     trainer.train()
     result = {"seen": trainer.seen, "bad": stream.bad_images() + data.bad_images, "eval": len(data.eval)}
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(result))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -55,3 +55,5 @@ if __name__ == "__main__":
     jobs = Path(sys.argv[1])
     for job in json.loads(jobs.read_text()):
         run(jobs.parent, **job)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
