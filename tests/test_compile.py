@@ -6,6 +6,7 @@ from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 
 from hf_gdkd import GDKDTrainer
+from hf_gdkd.losses.partition import top_k
 
 
 class Graphs(TrainerCallback):
@@ -35,3 +36,13 @@ def test_compiled_equals_eager_without_recompilation(tmp_path):
             assert graphs.counts[1] == graphs.counts[-1]
     assert max(abs(a - b) for a, b in zip(runs[False], runs[True], strict=True)) <= 1e-4
     assert runs[True][0] != runs[True][-1]
+
+
+def test_compiled_top_k_takes_the_largest_once_each():
+    """Also among equal logits, and in rows that hold fewer finite logits than k."""
+    logits = torch.randn(12, 701, generator=torch.Generator().manual_seed(0)).mul(3).round()
+    logits[3:6, 3:] = -torch.inf
+    (index,) = torch.compile(top_k, fullgraph=True)(logits, 5)
+    expected, _ = logits.topk(5)
+    torch.testing.assert_close(logits.gather(-1, index), expected, rtol=0, atol=0)
+    assert all(len(row.unique()) == 5 for row in index)

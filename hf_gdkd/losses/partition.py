@@ -24,7 +24,7 @@ def top_k(logits: Tensor, k: int, *, strategy: str = "best") -> Groups:
     # for it. The k largest lie in the k chunks with the largest maxima or in the tail that fills no chunk. Chunk j
     # holds the classes j, j + chunks, j + 2 * chunks ...
     pick, size = _topk, logits.shape[-1] // (64 * k)
-    if torch.compiler.is_compiling() and k <= 8:
+    if torch.compiler.is_compiling() and k <= 8 and size > 0:
         pick, size = _picked, round((logits.shape[-1] / k) ** 0.5)
     elif size < 8:
         size = 1
