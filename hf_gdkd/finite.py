@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -33,18 +34,18 @@ class FiniteLoss(TrainerCallback):
     ) -> None:
         self.step = state.global_step + 1
         self.before = [buffer.clone() for buffer in self.buffers]
-        self.bad: Tensor | None = None
+        self.sums: Tensor | None = None
         self.rows: list[Tensor] = []
 
     def note(self, names: Sequence[str], sums: Tensor, rows: Tensor | None) -> None:
         """Take a micro-batch's summed parts of the loss [parts], by name, and the data set's rows it was made of."""
-        self.names = list(names)
-        bad = (~sums.isfinite()).float()
-        self.bad = bad if self.bad is None else self.bad + bad
+        self.names = names
+        self.sums = sums if self.sums is None else self.sums + sums  # a sum with what is not finite is not finite
         if rows is not None:
             self.rows.append(rows)
         if self.accelerator.sync_gradients:
-            self.verdict = self.accelerator.reduce(self.bad, "sum").to("cpu", non_blocking=True)
+            everywhere = self.accelerator.reduce(self.sums, "sum") if self.accelerator.num_processes > 1 else self.sums
+            self.verdict = everywhere.to("cpu", non_blocking=True)
             self.ready = torch.cuda.current_stream().record_event() if sums.is_cuda else None
             if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
                 self._stop_if_bad()
@@ -57,7 +58,7 @@ class FiniteLoss(TrainerCallback):
     def _stop_if_bad(self) -> None:
         if self.ready is not None:
             self.ready.synchronize()
-        bad = [name for name, count in zip(self.names, self.verdict.tolist(), strict=True) if count]
+        bad = [name for name, value in zip(self.names, self.verdict.tolist(), strict=True) if not math.isfinite(value)]
         if not bad:
             return
         for buffer, value in zip(self.buffers, self.before, strict=True):

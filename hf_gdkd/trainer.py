@@ -181,12 +181,14 @@ class GDKDTrainer(DurableTrainer):
         Raises:
             TrainingError: a DataLoader worker died or hung, of whatever process; all save the state together.
         """
-        self.projections.zero_grad()  # Trainer's own loop does so for the model
+        if len(self.projections):
+            self.projections.zero_grad()  # Trainer's own loop does so for the model
         batches, dead, random_state = [], None, torch.get_rng_state()
         try:
-            with heard():
+            with heard() if self.args.dataloader_num_workers else nullcontext():
                 batches = list(islice(epoch_iterator, num_batches))
-            hold_back()  # until the step is done
+            if self.args.dataloader_num_workers:
+                hold_back()  # until the step is done
         except DeadWorker as error:
             dead = str(error)
         count = sum(len(batch["pixel_values"]) for batch in batches)
