@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import TrainerState
 
 RECIPE, METRICS, PICTURE = "recipe.yaml", "metrics.json", "training.png"
 
@@ -44,6 +45,13 @@ def best_and_last(log_history: Sequence[Mapping[str, float]], metric: str) -> di
     """The best and the last evaluation during training: the metric (higher is better) and the epoch of each."""
     rows = [{metric: row[f"eval_{metric}"], "epoch": row["epoch"]} for row in log_history if f"eval_{metric}" in row]
     return {"best": max(rows, key=lambda row: row[metric]), "last": rows[-1]} if rows else {}
+
+
+def ms_per_step(seconds: float, state: TrainerState, begun: int = 0) -> float | None:
+    """Milliseconds an optimizer step, without evaluations, of a run that went on from step `begun` for `seconds`."""
+    evaluating = sum(row.get("eval_runtime", 0.0) for row in state.log_history if row["step"] > begun)
+    steps = state.global_step - begun
+    return 1000 * (seconds - evaluating) / steps if steps > 0 else None
 
 
 def draw_training(folder: str | Path, log_history: Sequence[Mapping[str, float]], title: str) -> None:
