@@ -17,7 +17,7 @@ from .errors import InputError, first_sentence
 
 CHECKED_ROWS = 20_000  # images decoded before training, unless bad ones are skipped: then it is all of them
 
-KEPT_BYTES = 256 * 2**20  # of a data set's decoded images, so that they are
+KEPT_BYTES = 256 * 2**20  # of decoded images that stay in memory
 
 
 class ImageError(InputError):

@@ -18,6 +18,7 @@ import sys
 if __name__ == "__main__":
     sys.path.pop(0)  # evaluate.py in this folder must not stand in for the library evaluate
 
+import gc
 import json
 import os
 from argparse import ArgumentParser
@@ -91,6 +92,7 @@ def work(job: Job) -> None:
             left = {"metrics": KINDS[job.kind](job)}
         except TrainingError as error:  # a loss that is not finite is a result too
             left = {"error": str(error)}
+    gc.collect()  # a Trainer refers to itself, and to its images
     text = json.dumps({"flags": job.flags} | left, indent=2)
     (job.folder / f"{job.kind}.json").write_text(text + "\n", encoding="utf-8")
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerState, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 
 from hf_gdkd.assembly import load_teachers, training_data
 from hf_gdkd.checkpoints import check_same_run, checkpoint_to_resume
@@ -93,11 +93,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     training = trainer.train(resume_from_checkpoint=checkpoint).metrics
     judged = "agreement" if script.label_free else "top1"
     metrics = best_and_last(trainer.state.log_history, judged)
-    begun = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step if checkpoint else 0
-    metrics["ms_per_step"] = ms_per_step(training["train_runtime"], trainer.state, begun)
-    metrics["epochs"] = trainer.state.epoch
-    projections = getattr(trainer, "projections", None)
-    metrics["extra_parameters"] = sum(p.numel() for p in projections.parameters()) if projections else 0
+    metrics |= {
+        "epochs": trainer.state.epoch,
+        "ms_per_step": ms_per_step(training["train_runtime"], trainer.state, checkpoint),
+        "extra_parameters": sum(p.numel() for p in trainer.projections.parameters()),
+    }
     metrics |= {key.removeprefix("eval_"): value for key, value in trainer.evaluate().items() if key != "epoch"}
     trainer.save_model(_internal_call=True)  # nothing is pushed before the card is written
 

@@ -3,24 +3,28 @@
     python scripts/make_data.py fashion-mnist /usr/share/datasets/fashion-mnist runs/data/fashion-mnist
     python scripts/make_data.py glyphs /usr/share/fonts runs/data/glyphs
 
-The first reads the gzipped idx files of Fashion-MNIST (Debian: dataset-fashion-mnist; on the Hub:
-zalando-datasets/fashion_mnist). The second draws the 62 digits and letters from every TrueType and OpenType font in a
-folder (Debian: fonts-*, 28 x 28 grey); fonts whose family names begin with the same word are in one split. Both leave
-an about.md of what they were made of.
+The first reads the gzipped idx files of Fashion-MNIST (Debian: dataset-fashion-mnist), or copies a data set of the Hub
+(zalando-datasets/fashion_mnist). The second draws the 62 digits and letters, 28 x 28 grey, from every TrueType and
+OpenType font in a folder (Debian: fonts-*); fonts whose family names begin with the same word are in one split. Both
+leave an about.md of what they were made of.
 """
+
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # evaluate.py in this folder must not stand in for the library evaluate
 
 import gzip
 import hashlib
 import string
 import subprocess
-import sys
 from argparse import ArgumentParser
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features
+from datasets import ClassLabel, Dataset, Features, load_dataset
 from datasets import Image as ImageFeature
 from matplotlib.font_manager import findSystemFonts
 from matplotlib.ft2font import FT2Font
@@ -38,7 +42,7 @@ Splits = dict[str, tuple[list[Image.Image], list[int]]]
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=("fashion-mnist", "glyphs"))
-    parser.add_argument("source", type=Path, help="folder of the idx files, or of fonts")
+    parser.add_argument("source", type=Path, help="folder of the idx files, an id on the Hub, or a folder of fonts")
     parser.add_argument("output", type=Path, help="folder to write")
     options = parser.parse_args(argv)
     classes = FASHION if options.kind == "fashion-mnist" else GLYPHS
@@ -54,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def fashion_mnist(folder: Path) -> tuple[Splits, str]:
-    """The splits train and test of the four idx files, and what they are."""
+    """The splits train and test of the four idx files in a folder or of a data set on the Hub, and what they are."""
+    if not folder.is_dir():
+        data = load_dataset(str(folder))
+        return {split: (rows["image"][:], rows["label"][:]) for split, rows in data.items()}, f"From the Hub: {folder}."
 
     def read(name: str, header: int) -> np.ndarray:
         return np.frombuffer(gzip.decompress((folder / name).read_bytes()), np.uint8, offset=header)
@@ -117,5 +124,4 @@ def packages(paths: Sequence[str | Path]) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # evaluate.py in this folder must not stand in for the library evaluate
     main()
