@@ -1,4 +1,4 @@
-.PHONY: setup demo test lint bench
+.PHONY: setup demo test lint bench results results-quick
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -24,3 +24,21 @@ lint: setup
 bench: setup
 	$(BIN)/python scripts/benchmark_losses.py
 	$(BIN)/python scripts/benchmark_trainer.py
+
+# Fashion-MNIST from Debian's package dataset-fashion-mnist, or else from the Hub
+FASHION := $(or $(wildcard /usr/share/datasets/fashion-mnist),zalando-datasets/fashion_mnist)
+
+runs/data/fashion-mnist/about.md: | setup
+	$(BIN)/python scripts/make_data.py fashion-mnist $(FASHION) $(@D)
+
+runs/data/glyphs/about.md: | setup
+	$(BIN)/python scripts/make_data.py glyphs /usr/share/fonts $(@D)
+
+results: runs/data/fashion-mnist/about.md runs/data/glyphs/about.md
+	$(BIN)/python scripts/compare.py scripts/compare/fashion-mnist.yaml scripts/compare/glyphs.yaml \
+		--report RESULTS.md --workers 2
+
+results-quick: runs/data/fashion-mnist/about.md
+	rm -rf runs/results-quick
+	$(BIN)/python scripts/compare.py scripts/compare/fashion-mnist.yaml --repeat cnn gdkd \
+		--report RESULTS.md --output_dir runs/results-quick --workers 2

@@ -28,7 +28,8 @@ CONTENTS = "contents.json"
 FIXED = (
     *("student", "student_revision", "teacher", "teacher_weights", "teacher_revision"),
     *("dataset", "dataset_config", "dataset_revision", "streaming"),
-    *("train_split", "label_map", "label_free", "on_bad_image", "seed", "loss", *LOSS_OPTIONS),
+    *("train_split", "train_rows", "validation_rows", "label_map", "label_free", "on_bad_image", "seed"),
+    *("loss", *LOSS_OPTIONS),
     *("crop_scale", "crop_padding", "flip", "auto_augment", "random_erasing", "cutout"),
     *("mixup_alpha", "cutmix_alpha", "repeated_augmentation"),
     *("ce_weight", "kd_weight", "kd_warmup_epochs", "kd_skip_epochs", "class_weights", "ema_decay"),

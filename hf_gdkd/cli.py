@@ -73,6 +73,10 @@ class DistillArguments:
     dataset_revision: str | None = _field(None, "Branch, tag or commit of the data set.")
     train_split: str = _field("train", "Split to train on.")
     eval_split: str | None = _field(None, "Split to evaluate on; unset: validation, valid, val or test.")
+    train_rows: int | None = _field(None, "Train on so many rows of that split, drawn by --seed; unset: on all.")
+    validation_rows: int | None = _field(
+        None, "Evaluate on so many rows held out of the train split, drawn by --seed, in the place of --eval_split."
+    )
     image_column: str | None = _field(None, "Column of the images; unset: found by its type.")
     label_column: str | None = _field(None, "Column of the labels; unset: found by name and type.")
     streaming: bool = _field(False, "Read the training images as they come; needs max_steps, which are then one epoch.")
@@ -105,7 +109,8 @@ class DistillArguments:
 
     def data_options(self) -> dict[str, Any]:
         """What `load_data` needs beside the name and the seed."""
-        names = ("train_split", "eval_split", "image_column", "label_column", "on_bad_image", "streaming")
+        names = ("train_split", "eval_split", "train_rows", "validation_rows")
+        names += ("image_column", "label_column", "on_bad_image", "streaming")
         options = {name: getattr(self, name) for name in names}
         options |= {"config": self.dataset_config, "revision": self.dataset_revision}
         return options | {"require_labels": not self.label_free, "ignore_labels": self.label_free}
@@ -138,7 +143,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
         recipe = settings_of(flags.recipe, flags.loss, flags.standardize)
     if recipe:
         parser.set_defaults(**{key: None for key, value in recipe.items() if value is None})
-        argv = _as_flags(recipe) + argv
+        argv = as_flags(recipe) + argv
         flags, unknown = parser.parse_known_args(argv)
     if unknown:
         known = [option for option in parser._option_string_actions if "-" not in option[2:]]
@@ -181,8 +186,20 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
         _check_label_free(script, args)
     if script.crop_scale is not None and not 0 < script.crop_scale <= 1:
         raise InputError(f"crop_scale is {script.crop_scale}: give a number above 0 and at most 1.")
+    _check_rows(script)
     _check_augmentation(script, args)
     return script, args
+
+
+def _check_rows(script: DistillArguments) -> None:
+    if script.validation_rows is not None and script.eval_split is not None:
+        raise InputError("validation_rows and eval_split are two ways to evaluate: give one.")
+    for name in ("train_rows", "validation_rows"):
+        if (value := getattr(script, name)) is not None and (value < 1 or script.streaming):
+            what = (
+                "cannot be drawn while streaming: leave one out" if script.streaming else "give a number of at least 1"
+            )
+            raise InputError(f"{name} is {value}: {what}.")
 
 
 def _check_augmentation(script: DistillArguments, args: GDKDConfig) -> None:
@@ -253,7 +270,7 @@ def _close(name: str, known: Sequence[str]) -> str:
     return f": did you mean {close[0]}?" if close else "; --help lists the flags."
 
 
-def _as_flags(recipe: Mapping[str, Any]) -> list[str]:
+def as_flags(recipe: Mapping[str, Any]) -> list[str]:
     """A recipe as flags, so that its values are read and checked as theirs are."""
     flags: list[str] = []
     for key, value in recipe.items():

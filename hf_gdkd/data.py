@@ -82,6 +82,8 @@ def load_data(
     image_column: str | None = None,
     label_column: str | None = None,
     revision: str | None = None,
+    train_rows: int | None = None,
+    validation_rows: int | None = None,
     seed: int = 42,
     require_labels: bool = False,
     ignore_labels: bool = False,
@@ -91,19 +93,22 @@ def load_data(
     """A data set by name: `digits`, an id on the Hub, or a local folder (imagefolder, parquet, webdataset).
 
     Without `eval_split` the first of validation, valid, val and test is taken; a data set with a train split only
-    has a tenth of it held out, stratified. Without labels `label_names` is None, unless `require_labels`; with
-    `ignore_labels` it is always None. An image that cannot be read is an error or, with `on_bad_image` "skip", left
-    out and counted. With `streaming` the training split is read as training goes on and not checked before; the other
-    is read once, and kept in the cache of `datasets`.
+    has a tenth of it held out, stratified. `validation_rows` holds so many rows of the train split out instead, and
+    `train_rows` trains on so many of the others; `seed` draws both, stratified. Without labels `label_names` is None,
+    unless `require_labels`; with `ignore_labels` it is always None. An image that cannot be read is an error or, with
+    `on_bad_image` "skip", left out and counted. With `streaming` the training split is read as training goes on and not
+    checked before; the other is read once, and kept in the cache of `datasets`.
 
     Raises:
-        InputError: no such data set, split or column; labels that are out of range; an unreadable image; `streaming` of
-            `digits`, of a data set with one split, or of labels whose classes have no names.
+        InputError: no such data set, split or column; fewer rows than asked for; labels that are out of range; an
+            unreadable image; `streaming` of `digits`, of a data set with one split, or of labels whose classes have no
+            names.
     """
     if streaming and name == "digits":
         raise InputError("digits is embedded and cannot be streamed: leave --streaming out.")
     splits, revision = (load_digits(), None) if name == "digits" else _load(name, config, revision, streaming)
-    eval_split = eval_split or next((s for s in EVAL_SPLITS if s in splits and s != train_split), None)
+    if validation_rows is None:
+        eval_split = eval_split or next((s for s in EVAL_SPLITS if s in splits and s != train_split), None)
     for split in (train_split, eval_split or train_split):
         if split not in splits:
             raise InputError(f"data set {name} has no split {split!r}: choose one of {', '.join(splits)}.")
@@ -126,10 +131,20 @@ def load_data(
         splits[split], bad = check_images(rows, f"data set {name}, split {split}: ", skip=on_bad_image == "skip")
         bad_images += bad
     train = stream if streaming else splits[train_split]
-    if eval_split is None:
-        eval_split, (train, evaluation) = f"{train_split} (held-out tenth)", _hold_out(train, seed)
+    if not streaming and len(train) < (train_rows or 1) + (validation_rows or 0):
+        raise InputError(
+            f"data set {name}, split {train_split}, has {len(train)} rows, too few for train_rows {train_rows} and "
+            f"validation_rows {validation_rows}: ask for fewer."
+        )
+    if validation_rows is not None:
+        eval_split = f"{train_split} ({validation_rows} rows held out)"
+        train, evaluation = _hold_out(train, validation_rows, seed)
+    elif eval_split is None:
+        eval_split, (train, evaluation) = f"{train_split} (held-out tenth)", _hold_out(train, HELD_OUT, seed)
     else:
         evaluation = splits[eval_split]
+    if train_rows is not None and train_rows < len(train):
+        _, train = _hold_out(train, train_rows, seed)
     shape = {"flip": False, "crop_scale": 0.6} if name == "digits" else {}
     return Data(name, train, evaluation, eval_split, label_names, revision=revision, bad_images=bad_images, **shape)
 
@@ -216,13 +231,13 @@ def _rows_of(
     yield from _rename(rows.cast_column(image, Image(decode=False)), image, label)
 
 
-def _hold_out(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """Nine tenths to train and a tenth to evaluate, stratified unless a class is too small for that."""
+def _hold_out(rows: Dataset, size: int | float, seed: int) -> tuple[Dataset, Dataset]:
+    """The rows without `size` of them (a number or a share), and these; stratified unless a class is too small."""
     try:
-        halves = rows.train_test_split(HELD_OUT, seed=seed, stratify_by_column="labels")
-    except ValueError:  # no labels, a class of one image, or more classes than a tenth of the rows
-        halves = rows.train_test_split(HELD_OUT, seed=seed)
-    return halves["train"], halves["test"]
+        parts = rows.train_test_split(size, seed=seed, stratify_by_column="labels")
+    except ValueError:  # no labels, a class of one image, or more classes than rows in a part
+        parts = rows.train_test_split(size, seed=seed)
+    return parts["train"], parts["test"]
 
 
 def _find_columns(

@@ -17,6 +17,8 @@ from .errors import InputError, first_sentence
 
 CHECKED_ROWS = 20_000  # images decoded before training, unless bad ones are skipped: then it is all of them
 
+KEPT_BYTES = 256 * 2**20  # of decoded images that stay in memory
+
 
 class ImageError(InputError):
     """An image that cannot be read."""
@@ -53,19 +55,29 @@ def open_image(stored: PILImage.Image | Mapping | None, what: str = "image") -> 
 
 
 class Opened(Sequence):
-    """The rows of a data set, each with its `image` opened; an image that cannot be read is an error with its row."""
+    """The rows of a data set, each with its `image` opened; an image that cannot be read is an error with its row.
+
+    Images so small that a whole data set of them takes at most KEPT_BYTES stay open: to read and decode them in every
+    epoch anew costs more than to train a small model on them.
+    """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], what: str = "") -> None:
         if isinstance(rows, Dataset):
             rows = rows.cast_column("image", Image(decode=False))
         self.rows, self.what = rows, what
+        self._kept: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
+        if row in self._kept:
+            return dict(self._kept[row])
         sample = self.rows[row]
-        return {**sample, "image": open_image(sample["image"], f"{self.what}image in row {row}")}
+        sample = {**sample, "image": open_image(sample["image"], f"{self.what}image in row {row}")}
+        if 3 * sample["image"].width * sample["image"].height * len(self) <= KEPT_BYTES:
+            self._kept[row] = dict(sample)
+        return sample
 
 
 def check_images(rows: Dataset, what: str, *, skip: bool = False) -> tuple[Dataset, int]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 RECIPE, METRICS, PICTURE = "recipe.yaml", "metrics.json", "training.png"
 
@@ -44,6 +46,14 @@ def best_and_last(log_history: Sequence[Mapping[str, float]], metric: str) -> di
     """The best and the last evaluation during training: the metric (higher is better) and the epoch of each."""
     rows = [{metric: row[f"eval_{metric}"], "epoch": row["epoch"]} for row in log_history if f"eval_{metric}" in row]
     return {"best": max(rows, key=lambda row: row[metric]), "last": rows[-1]} if rows else {}
+
+
+def ms_per_step(seconds: float, state: TrainerState, checkpoint: str | None = None) -> float | None:
+    """Milliseconds an optimizer step, evaluations left out, of a run that took `seconds` from `checkpoint` on."""
+    begun = TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}").global_step if checkpoint else 0
+    evaluating = sum(row.get("eval_runtime", 0.0) for row in state.log_history if row["step"] > begun)
+    steps = state.global_step - begun
+    return 1000 * (seconds - evaluating) / steps if steps > 0 else None
 
 
 def draw_training(folder: str | Path, log_history: Sequence[Mapping[str, float]], title: str) -> None:

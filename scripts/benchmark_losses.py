@@ -123,6 +123,11 @@ def peak_mb(loss: Loss, student: Tensor, teacher: Tensor, labels: Tensor) -> flo
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         milliseconds(loss, student, teacher, labels)
+    return peak_mb_of(profile)
+
+
+def peak_mb_of(profile: torch.profiler.profile) -> float:
+    """Most MB that tensors on a CPU held during a profile with `profile_memory`, beyond those there before it."""
     held = peak = 0
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     for event in sorted(events, key=lambda e: e.start_ns()):

@@ -76,7 +76,7 @@ def train(folder: Path, model: str, loss: str, epochs: str) -> dict[str, object]
 def as_markdown(rows: Sequence[dict]) -> str:
     """The table."""
     lines = [
-        "| model | loss | top-1, % | agreement with the teacher, % | parameters | ms a step, evaluation included |",
+        "| model | loss | top-1, % | agreement with the teacher, % | parameters | ms a step |",
         "|---|---|---|---|---|---|",
     ]
     for r in rows:

@@ -35,7 +35,7 @@ from hf_gdkd.hub import push, write_card
 from hf_gdkd.labels import load_label_map
 from hf_gdkd.metrics import compute_agreement, compute_metrics
 from hf_gdkd.models import class_names, load_model, load_processor, pin_revision, possible_init, save_processor
-from hf_gdkd.report import best_and_last, draw_training, read_recipe, write_metrics, write_recipe
+from hf_gdkd.report import best_and_last, draw_training, ms_per_step, read_recipe, write_metrics, write_recipe
 from hf_gdkd.teacher import Ensemble
 from hf_gdkd.trainer import GDKDTrainer
 from hf_gdkd.views import EvalTransform, View, Viewed, collate
@@ -93,11 +93,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     training = trainer.train(resume_from_checkpoint=checkpoint).metrics
     judged = "agreement" if script.label_free else "top1"
     metrics = best_and_last(trainer.state.log_history, judged)
+    metrics |= {
+        "epochs": trainer.state.epoch,
+        "ms_per_step": ms_per_step(training["train_runtime"], trainer.state, checkpoint),
+        "extra_parameters": sum(p.numel() for p in trainer.projections.parameters()),
+    }
     metrics |= {key.removeprefix("eval_"): value for key, value in trainer.evaluate().items() if key != "epoch"}
     trainer.save_model(_internal_call=True)  # nothing is pushed before the card is written
 
-    seconds = training["train_runtime"]  # evaluations included
-    metrics |= {"epochs": trainer.state.epoch, "ms_per_step": 1000 * seconds / trainer.state.global_step}
     if script.on_bad_image == "skip":
         metrics["bad_images"] = data.bad_images + (train.bad_images() if script.streaming else 0)
     # On every process: a model whose weights are split answers only when all of them ask.

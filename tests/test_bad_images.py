@@ -22,7 +22,7 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 import hf_gdkd.images
 from hf_gdkd.cli import run
 from hf_gdkd.errors import InputError
-from hf_gdkd.images import ImageError, check_images, open_image
+from hf_gdkd.images import ImageError, Opened, check_images, open_image
 from hf_gdkd.views import Augmented, EvalTransform, TrainTransform, View, Viewed, collate
 
 ROOT = Path(__file__).parents[1]
@@ -206,6 +206,20 @@ def pictures(bad=()):
     return Dataset.from_dict(
         {"image": rows, "labels": list(range(12))}, Features({"image": Image(), "labels": Value("int64")})
     )
+
+
+@pytest.mark.parametrize("room, opened", [(12 * 3 * 30 * 25, 12), (12 * 3 * 30 * 25 - 1, 24)], ids=["kept", "too many"])
+def test_small_images_are_decoded_once(monkeypatch, room, opened):
+    """Where all of them fit into KEPT_BYTES; what is handed out can be changed by its taker."""
+    calls = []
+    monkeypatch.setattr(hf_gdkd.images, "KEPT_BYTES", room)
+    monkeypatch.setattr(hf_gdkd.images, "open_image", lambda *words: calls.append(1) or open_image(*words))
+    rows = Opened(pictures())
+    first = [rows[i] for i in range(12)]
+    pixels = [np.asarray(sample.pop("image")) for sample in first]
+    again = [np.asarray(rows[i]["image"]) for i in range(12)]
+    assert len(calls) == opened
+    np.testing.assert_array_equal(pixels, again)
 
 
 def test_check_images_leaves_out_and_counts():

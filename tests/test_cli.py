@@ -211,6 +211,17 @@ def test_label_free_refuses_what_needs_labels(words, said):
         parse([*words, "--label_free", "--output_dir", "x"])
 
 
+@pytest.mark.parametrize("words, said", [
+    (["--train_rows", "0"], "train_rows is 0: give a number of at least 1"),
+    (["--validation_rows", "-3"], "validation_rows is -3"),
+    (["--validation_rows", "5", "--eval_split", "test"], "validation_rows and eval_split are two ways"),
+    (["--train_rows", "5", "--streaming", "--max_steps", "9"], "train_rows is 5: cannot be drawn while streaming"),
+])  # fmt: skip
+def test_rows_that_cannot_be_drawn(words, said):
+    with pytest.raises(InputError, match=said):
+        parse([*MODELS, *words, "--output_dir", "x"])
+
+
 def test_the_command_line_holds_no_token():
     words = ["--student", "a b", "--hub_token", SECRET, f"--hub_token={SECRET}", "--overwrite"]
     assert command_line(words) == "accelerate launch scripts/distill.py --student 'a b' --overwrite"

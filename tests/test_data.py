@@ -117,6 +117,27 @@ def test_held_out_of_small_classes_is_not_stratified(tmp_path, classes):
     assert data.label_names == sorted(classes)
 
 
+def test_rows_are_drawn_by_seed_stratified_and_never_twice(tmp_path):
+    """Same seed, same rows; the rows to evaluate do not depend on how many are trained on."""
+    folder = imagefolder(tmp_path, train={"a": 30, "b": 20}, test={"a": 1, "b": 1})
+
+    def drawn(**options):
+        data = load_data(folder, **options)
+        images = [{np.asarray(image).tobytes() for image in rows["image"]} for rows in (data.train, data.eval)]
+        return data, *images
+
+    data, train, held_out = drawn(train_rows=20, validation_rows=10, seed=3)
+    assert (len(train), len(held_out), data.eval_split) == (20, 10, "train (10 rows held out)")
+    assert [np.bincount(rows["labels"][:]).tolist() for rows in (data.train, data.eval)] == [[12, 8], [6, 4]]
+    assert not train & held_out
+    assert drawn(train_rows=20, validation_rows=10, seed=3)[1:] == (train, held_out)
+    assert drawn(train_rows=20, validation_rows=10, seed=4)[1] != train
+    _, more, same = drawn(validation_rows=10, seed=3)
+    assert same == held_out and more > train and len(more) == 40
+    assert (len(drawn(train_rows=20)[1]), drawn(train_rows=20)[0].eval_split) == (20, "test")
+    refusal(lambda: load_data(folder, train_rows=41, validation_rows=10), "50 rows", "train_rows 41")
+
+
 def test_unlabelled_folder(tmp_path):
     for i in range(10):
         picture(i).save(tmp_path / f"{i}.png")

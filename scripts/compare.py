@@ -1,0 +1,205 @@
+"""Compare losses fairly: a teacher, students, losses and seeds, one YAML file for each data set.
+
+    python scripts/compare.py scripts/compare/fashion-mnist.yaml scripts/compare/glyphs.yaml --report RESULTS.md
+
+1. The teacher is trained once. 2. Every loss is tuned for every student with the same number of trials, on rows that
+are no part of the test split. 3. The best trial of each is trained with every seed, and so is the one that was best on
+the other data sets. 4. The test split is read once, at the end. 5. Tables, CSVs and pictures are written.
+
+Every run is one of `distill.py`. What is finished is not run again, so the same command goes on after an interruption.
+Runs go side by side, one a GPU; on a CPU, --workers at a time. `--repeat cnn gdkd` trains the teacher, ce and this one
+row anew, with the settings that the report's CSV holds, and says whether their difference is in the reported interval.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # evaluate.py in this folder must not stand in for the library evaluate
+
+import gc
+import json
+import os
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from hf_gdkd.cli import as_flags, parse, run
+from hf_gdkd.comparison import Comparison, Job, Settings
+from hf_gdkd.data import Data, load_data
+from hf_gdkd.errors import TrainingError
+from hf_gdkd.evaluation import measure_teacher
+from hf_gdkd.images import Opened
+from hf_gdkd.results import paired, read_reported, write_report
+from hf_gdkd.scripts import distill
+from hf_gdkd.scripts.benchmark_losses import peak_mb_of, provenance
+from hf_gdkd.teacher import Teacher
+
+
+def train(job: Job) -> Settings:
+    (job.folder / "test.json").unlink(missing_ok=True)
+    return distill.main(as_flags(job.flags | {"output_dir": str(job.folder)}))
+
+
+def peak(job: Job) -> Settings:
+    """The most MB (1e6 bytes) that tensors held in a run of a few steps: models, optimizer, batch, activations."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        train(job)
+        return {"peak_mb": torch.cuda.max_memory_allocated() / 1e6}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        train(job)
+    return {"peak_mb": peak_mb_of(profile)}
+
+
+def test(job: Job) -> Settings:
+    """The numbers of what a run left, `last` epoch and `best`, on the test split."""
+    script, args = parse(as_flags(job.flags | {"output_dir": str(job.folder)}))
+    data = _test_data(script.dataset, json.dumps(script.data_options()))
+    numbers = {}
+    for epoch, folders in {"last": [job.folder], "best": job.folder.glob("checkpoint-*")}.items():
+        for folder in folders:
+            model = Teacher.load(str(folder)).to(args.device)
+            model.match(data.label_names, model.view, data_name=data.name)
+            _, numbers[epoch] = measure_teacher(model, data.eval, device=args.device)
+    return {"best": numbers["last"]} | numbers
+
+
+@lru_cache(1)
+def _test_data(dataset: str, options: str) -> Data:
+    data = load_data(dataset, **json.loads(options))
+    data.eval = Opened(data.eval)
+    return data
+
+
+KINDS: dict[str, Callable[[Job], Settings]] = {"train": train, "peak": peak, "test": test}
+
+
+def work(job: Job) -> None:
+    """Do a job and leave its result; what it prints goes to log.txt in its folder."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with open(job.folder / "log.txt", "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            left = {"metrics": KINDS[job.kind](job)}
+        except TrainingError as error:  # a loss that is not finite is a result too
+            left = {"error": str(error)}
+    gc.collect()  # a Trainer refers to itself, and to its images
+    text = json.dumps({"flags": job.flags} | left, indent=2)
+    (job.folder / f"{job.kind}.json").write_text(text + "\n", encoding="utf-8")
+
+
+class Workers:
+    """Processes that take jobs: one a GPU, or so many on a CPU; a single one is this process.
+
+    Use it as a context manager.
+    """
+
+    def __init__(self, workers: int) -> None:
+        gpus = [str(gpu) for gpu in range(torch.cuda.device_count())]
+        if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            gpus = visible.split(",")[: len(gpus)]
+        self.places = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{"OMP_NUM_THREADS": "1"}] * workers
+        self.pools: list[ProcessPoolExecutor] = []
+
+    def __enter__(self) -> Workers:
+        self._stack = ExitStack()
+        for place in self.places if len(self.places) > 1 else []:
+            os.environ.update(place)  # for the process that starts now
+            self.pools.append(self._stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))))
+            self.pools[-1].submit(os.getpid)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.__exit__(*error)
+
+    def run(self, title: str, jobs: Sequence[Job]) -> None:
+        """Do those of the jobs that are not done.
+
+        Raises:
+            TrainingError: a worker died.
+        """
+        left = [job for job in jobs if job.result() is None]
+        with tqdm(total=len(jobs), initial=len(jobs) - len(left), desc=title) as bar:
+            if not self.pools:
+                for job in left:
+                    work(job)
+                    bar.update()
+            free, busy = list(self.pools), {}
+            for job in left if self.pools else ():
+                if not free:
+                    free = self._wait(busy, bar)
+                pool = free.pop()
+                busy[pool.submit(work, job)] = pool
+            while busy:
+                self._wait(busy, bar)
+
+    def _wait(self, busy: dict[Future, ProcessPoolExecutor], bar: tqdm) -> list[ProcessPoolExecutor]:
+        done, _ = wait(busy, return_when=FIRST_COMPLETED)
+        try:
+            for future in done:
+                future.result()
+        except BrokenProcessPool as error:
+            raise TrainingError(
+                "a worker died, as it does when memory is short: the same command goes on, with fewer --workers."
+            ) from error
+        bar.update(len(done))
+        return [busy.pop(future) for future in done]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("comparisons", nargs="+", type=Path, help="YAML files, one for each data set")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/compare"), help="where the runs go")
+    parser.add_argument("--report", type=Path, default=Path("runs/compare/RESULTS.md"), help="what to write")
+    parser.add_argument("--workers", type=int, default=1, help="runs side by side, where there is no GPU")
+    parser.add_argument("--repeat", nargs=2, metavar=("STUDENT", "LOSS"), help="repeat one row of the report")
+    options = parser.parse_args(argv)
+    compared = [Comparison.read(path, options.output_dir) for path in options.comparisons]
+    with Workers(options.workers) as workers:
+        workers.run("teachers", [job for each in compared for job in each.teachers()])
+        if options.repeat:
+            return repeat(compared[0], *options.repeat, options.report, workers)
+        workers.run("tuning", [job for each in compared for job in each.tuning()])
+        for each in compared:
+            each.others = [other for other in compared if other is not each]
+        workers.run("training", [job for each in compared for job in each.finals()])
+        workers.run("memory", [job for each in compared for job in each.peaks()])
+        workers.run("testing", [job for each in compared for job in each.tests()])
+    words = ["python", "scripts/compare.py", *(sys.argv[1:] if argv is None else argv)]
+    about = {
+        key: value
+        for key, value in provenance("cuda" if torch.cuda.is_available() else "cpu").items()
+        if key != "threads"
+    }
+    write_report(options.report, [each.section() for each in compared], words, about)
+    print(f"written to {options.report}")
+
+
+def repeat(comparison: Comparison, student: str, loss: str, report: Path, workers: Workers) -> None:
+    """Train ce and one row anew with their reported settings; SystemExit(1) when the difference is not as reported."""
+    reported = read_reported(report, comparison.name, student)
+    jobs = {
+        row: {seed: comparison.final(student, row, reported[row]["settings"], seed) for seed in comparison.seeds}
+        for row in ("ce", loss)
+    }
+    workers.run("training", [job for seeds in jobs.values() for job in seeds.values()])
+    tests = {row: {seed: comparison.test(job) for seed, job in seeds.items()} for row, seeds in jobs.items()}
+    workers.run("testing", [job for seeds in tests.values() for job in seeds.values()])
+    last = {row: {s: job.metrics()["last"]["top1"] for s, job in seeds.items()} for row, seeds in tests.items()}
+    difference, (low, high) = paired(last[loss], last["ce"]).mean, reported[loss]["to_ce"]
+    print(f"{student}, {loss} less ce: {100 * difference:+.2f}; reported: {100 * low:+.2f} to {100 * high:+.2f}")
+    if not low <= difference <= high:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run(main)
