@@ -35,6 +35,7 @@ class Forks:
         return self
 
     def __exit__(self, *_):
+        self.process.terminate()  # the end of its input may not come: what a test forked since holds it open
         self.process.communicate()
 
     def __call__(self, script, *words, **env):
