@@ -120,9 +120,8 @@ class GDKDTrainer(DurableTrainer):
         self.finite = FiniteLoss(nn.ModuleList([self.model, self.projections]), self.accelerator, self._save_state)
         self.add_callback(self.finite)
         # So that the GPU is not waited for when processes tell each other the number of their samples.
-        self._cpu_group = None
-        if dist.is_initialized():
-            self._cpu_group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        one_backend = not dist.is_initialized() or dist.get_backend() == "gloo"
+        self._cpu_group = None if one_backend else dist.new_group(backend="gloo")
         self._sums: Tensor | None = None
         self._steps_per_epoch = 1
 
@@ -192,7 +191,7 @@ class GDKDTrainer(DurableTrainer):
         except DeadWorker as error:
             dead = str(error)
         count = sum(len(batch["pixel_values"]) for batch in batches)
-        if self._cpu_group is not None:
+        if self.args.world_size > 1:
             dist.all_reduce(tally := torch.tensor([count, dead is not None]), group=self._cpu_group)
             count, deaths = tally.tolist()
             dead = dead or (deaths and "A DataLoader worker of another process died.")
