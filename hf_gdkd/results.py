@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -23,8 +24,9 @@ JUDGED = ("gdkd", "gdkd3")  # the losses that the sentences are about
 
 HOW_TO_READ = """\
 - Every loss had the same number of trials for every student, judged by one run each on rows that are no part of the
-  test split. The best trial was then trained with every seed, which draws the training rows, the order, the first
-  weights and the augmentation. The test split was read once, when all runs had ended.
+  test split. What is no option of a loss (learning rate, epochs, ...) is the same for all and was not tuned. The best
+  trial was then trained with every seed, which draws the training rows, their order, the first weights and the
+  augmentation. The test split was read once, when all runs had ended.
 - *Last* is the last epoch. *Best* is the epoch that was best on the held-out rows: it was not chosen by the test split,
   as best epochs in the literature mostly are. Both are top-1 accuracy in %, mean ± standard deviation over seeds.
 - *To ce* and *to kd* are the mean differences of the last epoch to these rows, with their 95 % interval, paired by
@@ -176,7 +178,8 @@ def findings(rows: Mapping[str, Row]) -> list[str]:
     means = {loss: mean_and_deviation(row.last.values())[0] for loss, row in rows.items() if row.last}
     first = max(means, key=means.get)
     close = [loss for loss in rows if loss != first and _verdict(rows[first], rows[loss]) == "no difference seen to"]
-    lines = [f"The highest mean is that of {first}; no difference was seen between it and {listed(close)}."]
+    to_others = f"; no difference was seen between it and {listed(close)}" if close else ", above all others"
+    lines = [f"The highest mean is that of {first}{to_others}."]
     for loss, row in rows.items():
         if row.settings.get("loss", loss) in JUDGED:
             verdicts: dict[str, list[str]] = {"above": [], "no difference seen to": [], "below": []}
@@ -265,6 +268,8 @@ def read_reported(report: Path, dataset: str, student: str) -> dict[str, dict[st
 def draw(path: Path, section: Section) -> None:
     """Accuracy against training time a step, one panel a student; labels stand in a column at the right."""
     students = section.students()
+    losses = dict.fromkeys(row.loss for row in section.rows)
+    colors = {loss: colormaps["tab20"](2 * i % 20 + (i > 9)) for i, loss in enumerate(losses)}
     figure = Figure(figsize=(6.5 * len(students), 5), layout="constrained")
     for axes, student in zip(figure.subplots(1, len(students), squeeze=False)[0], students, strict=True):
         rows = [row for row in section.tuned_here(student).values() if row.last]
@@ -276,11 +281,10 @@ def draw(path: Path, section: Section) -> None:
         places = spread(y, gap=max(high - low, 0.1) / 16)
         right = max(x) + 0.12 * max(max(x) - min(x), 0.05 * max(x))
         for i, row in enumerate(rows):
-            axes.errorbar(x[i], y[i], deviation[i], fmt="o", color=f"C{i}", capsize=2)
-            line = {"arrowstyle": "-", "color": f"C{i}", "linewidth": 0.6}
-            axes.annotate(
-                row.loss, (x[i], y[i]), (right, places[i]), va="center", color=f"C{i}", arrowprops=line, fontsize=9
-            )
+            color = colors[row.loss]
+            axes.errorbar(x[i], y[i], deviation[i], fmt="o", color=color, capsize=2)
+            line = {"arrowstyle": "-", "color": color, "linewidth": 0.6}
+            axes.annotate(row.loss, (x[i], y[i]), (right, places[i]), va="center", arrowprops=line, fontsize=9)
         axes.set_xlim(right=right + 0.35 * (right - min(x)))
         axes.set(xlabel="ms a training step (median over seeds)", title=student)
         axes.set_ylabel("top-1 of the last epoch, % (mean ± standard deviation)")

@@ -68,13 +68,16 @@ def test_labels_move_apart_around_where_they_were():
 def test_the_sentences_name_ties_and_losses_of_gdkd():
     rows = {
         "ce": row("ce", [0.80, 0.81, 0.79]),
-        "kd": row("kd", [0.851, 0.861, 0.839]),
+        "kd": row("kd", [0.849, 0.861, 0.839]),
+        "mlkd": row("mlkd", [0.851, 0.859, 0.841]),
         "dkd": row("dkd", [0.90, 0.91, 0.89]),
         "gdkd": row("gdkd", [0.850, 0.860, 0.840]),
     }
     first, gdkd = findings(rows)
-    assert first == "The highest mean is that of dkd; no difference was seen between it and none."
-    assert gdkd == "- gdkd: above ce; no difference seen to kd; below dkd."
+    assert first == "The highest mean is that of dkd, above all others."
+    assert gdkd == "- gdkd: above ce; no difference seen to kd, mlkd; below dkd."
+    first, _ = findings(rows | {"dkd": row("dkd", [0.85, 0.86, 0.95])})
+    assert first == "The highest mean is that of dkd; no difference was seen between it and ce, kd, mlkd, gdkd."
 
 
 def test_a_setting_from_elsewhere_is_compared_with_the_one_tuned_here():
