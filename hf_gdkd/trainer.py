@@ -29,9 +29,6 @@ from .streams import AugmentedStream
 from .teacher import Ensemble, Teacher, logits_of
 from .workers import DeadWorker, heard, hold_back
 
-# What is pushed of a checkpoint.
-MODEL_FILES = ["model*.safetensors", "*.safetensors.index.json", "config.json", "preprocessor_config.json"]
-
 
 class GDKDTrainer(DurableTrainer):
     """Distil `teacher_model` into `model`.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors import safe_open
+from test_trainer import StopAt
 from torch import nn
 from torch.nn import functional as F
-from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
+from transformers import ViTConfig, ViTForImageClassification
 
 from hf_gdkd import GDKDConfig, GDKDTrainer, Teacher
+from hf_gdkd.durable import MODEL_FILES
 from hf_gdkd.errors import InputError
 from hf_gdkd.losses import FEATURE_LOSSES, Features
 from hf_gdkd.teacher import Ensemble
-from hf_gdkd.trainer import MODEL_FILES
 
 CLASSES, SIZE, SAMPLES = 5, 8, 20
 
@@ -93,15 +94,6 @@ def rows(trainer):
 def weights(trainer):
     models = (trainer.model, trainer.projections)
     return torch.cat([p.detach().flatten() for model in models for p in model.parameters()])
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            control.should_save = control.should_training_stop = True
 
 
 PARTS = {"rkd": ["rkd_distance", "rkd_angle"]}
