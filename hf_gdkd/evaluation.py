@@ -20,6 +20,8 @@ from .metrics import classification_metrics
 from .teacher import Teacher, logits_of, mean_prediction
 from .views import EvalTransform, View, Viewed, collate
 
+ALL = slice(None)  # columns, where a model's classes are the data set's
+
 
 @torch.no_grad()
 def predict(
@@ -49,24 +51,27 @@ def measure(
     rows: Dataset,
     view: View,
     *,
-    columns: Sequence[int] | None = None,
+    columns: np.ndarray | slice = ALL,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Logits (N, C) in the data set's label space, and top1, top5, nll, ece (with labels), size and speed.
 
-    `columns` is the index of the model's class for each of the data set's; None when they are the same.
+    `columns` is the index of the model's class for each of the data set's.
     """
     logits, labels, speed = predict(model, rows, view, batch_size=batch_size, device=device)
-    logits = logits if columns is None else logits[:, columns]
+    logits = logits[:, columns]
     numbers = {} if labels is None else classification_metrics(logits, labels)
     return logits, numbers | size_of(model, view) | {"images_per_second": speed}
 
 
 def measure_teacher(teacher: Teacher, rows: Dataset, **options: Any) -> tuple[np.ndarray, dict[str, float]]:
     """`measure` of a teacher through its own view, in the label space that it was matched to."""
-    columns = None if teacher.columns is None else teacher.columns.cpu().numpy()
-    return measure(teacher.model, rows, teacher.view, columns=columns, **options)
+    return measure(teacher.model, rows, teacher.view, columns=_columns(teacher), **options)
+
+
+def _columns(teacher: Teacher) -> np.ndarray | slice:
+    return ALL if teacher.columns is None else teacher.columns.cpu().numpy()
 
 
 def check_teacher(
@@ -83,8 +88,9 @@ def check_teacher(
         InputError: it is near chance, less than three standard deviations above 1 / C, and not `allow_weak`.
     """
     rows = rows.shuffle(seed=0).select(range(min(samples, len(rows))))
-    logits, numbers = measure_teacher(teacher.to(torch.device(device)), rows, device=device)
-    accuracy, chance = numbers["top1"], 1 / logits.shape[-1]
+    logits, labels, _ = predict(teacher.to(torch.device(device)).model, rows, teacher.view, device=device)
+    logits = logits[:, _columns(teacher)]
+    accuracy, chance = float((logits.argmax(-1) == labels).mean()), 1 / logits.shape[-1]
     if PartialState().is_main_process:
         print(f"{teacher.name}: top-1 {accuracy:.1%} on {len(rows)} samples")
     if accuracy < chance + 3 * (chance * (1 - chance) / len(rows)) ** 0.5 and not allow_weak:
