@@ -10,7 +10,7 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from torchvision.transforms import InterpolationMode, RandomCrop, RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 from transformers import BaseImageProcessor
 from transformers.image_processing_backends import TorchvisionBackend
@@ -60,15 +60,19 @@ class View:
 
     def squash(self, crops: Sequence[PILImage.Image]) -> Tensor:
         """Pixel values (N, 3, H, W) of crops that are resized to the input size, whatever their shape."""
-        pixels = torch.stack([self._resize(crop) for crop in crops])
+        if not self.on_pil and len({crop.size for crop in crops}) == 1:  # all at once, which is faster
+            pixels = self._resize(torch.stack([TF.pil_to_tensor(crop) for crop in crops]))
+        else:
+            pixels = torch.stack([self._resize_one(crop) for crop in crops])
         if self.channels != [0, 1, 2]:
             pixels = pixels[:, self.channels]
         return pixels.float().sub_(self.mean.view(3, 1, 1)).div_(self.std.view(3, 1, 1))
 
-    def _resize(self, crop: PILImage.Image) -> Tensor:
-        image = crop if self.on_pil else TF.pil_to_tensor(crop)
-        image = TF.resize(image, list(self.size), self.interpolation, antialias=True)
-        return TF.pil_to_tensor(image) if self.on_pil else image
+    def _resize_one(self, crop: PILImage.Image) -> Tensor:
+        return TF.pil_to_tensor(self._resize(crop)) if self.on_pil else self._resize(TF.pil_to_tensor(crop))
+
+    def _resize(self, image: PILImage.Image | Tensor) -> PILImage.Image | Tensor:
+        return TF.resize(image, list(self.size), self.interpolation, antialias=True)
 
     def same_geometry(self, other: View) -> bool:
         """Whether the views differ in mean and std at most."""
@@ -113,8 +117,8 @@ class TrainTransform:
         """The crop, at the image's own resolution, so that each view resizes once."""
         image = to_rgb(image)
         if self.padding:
-            size, image = (image.height, image.width), TF.pad(image, [self.padding])
-            box = RandomCrop.get_params(image, size)
+            top, left = (torch.randint(2 * self.padding + 1, (2,)) - self.padding).tolist()
+            box = top, left, image.height, image.width  # Pillow fills with black what is outside
         else:
             box = RandomResizedCrop.get_params(image, self.scale, (3 / 4, 4 / 3))
         crop = TF.crop(image, *box)
@@ -167,20 +171,26 @@ class Augmented(Dataset):
         return _Repeated(self) if self.repeats > 1 else None
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        repeat, row = divmod(index, len(self.rows))
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(draw_seed(self.seed, int(self._epoch), row, repeat))
-            sample = self.rows[row]
-            if self.mix is None:
-                batch = self.transform({key: [value] for key, value in sample.items()})
-            else:
-                batch = self._mixed(sample, self.rows[int(torch.randint(len(self.rows), ()))])
-        return {key: values[0] for key, values in batch.items()} | {"sample_id": row}
+        return self.__getitems__([index])[0]
 
-    def _mixed(self, *pair: dict[str, object]) -> dict[str, object]:
-        labels = [sample.get("labels", 0) for sample in pair]
-        image, label = self.mix([self.transform.crop(sample["image"]) for sample in pair], labels)
-        return self.transform.see([image]) | ({"labels": [label]} if "labels" in pair[0] else {})
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, object]]:
+        with torch.random.fork_rng(devices=[]):
+            samples = [self._draw(index) for index in indices]
+        views = self.transform.see([sample.pop("image") for sample in samples])
+        return [sample | {key: pixels[i] for key, pixels in views.items()} for i, sample in enumerate(samples)]
+
+    def _draw(self, index: int) -> dict[str, object]:
+        """The sample with its random crop, before any view is made of it."""
+        repeat, row = divmod(index, len(self.rows))
+        torch.random.default_generator.manual_seed(draw_seed(self.seed, int(self._epoch), row, repeat))
+        sample = self.rows[row] | {"sample_id": row}
+        crops = [self.transform.crop(sample["image"])]
+        if self.mix is None:
+            return sample | {"image": crops[0]}
+        other = self.rows[int(torch.randint(len(self.rows), ()))]
+        crops.append(self.transform.crop(other["image"]))
+        sample["image"], label = self.mix(crops, [each.get("labels", 0) for each in (sample, other)])
+        return sample | ({"labels": label} if "labels" in sample else {})
 
 
 class _Repeated(Sampler):
