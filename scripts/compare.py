@@ -169,9 +169,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.repeat:
             return repeat(compared[0], *options.repeat, options.report, workers)
         workers.run("tuning", [job for each in compared for job in each.tuning()])
+        workers.run("training", [job for each in compared for job in each.finals()])
         for each in compared:
             each.others = [other for other in compared if other is not each]
-        workers.run("training", [job for each in compared for job in each.finals()])
+        workers.run("settings tuned elsewhere", [job for each in compared for job in each.finals()])
         workers.run("memory", [job for each in compared for job in each.peaks()])
         workers.run("testing", [job for each in compared for job in each.tests()])
     words = ["python", "scripts/compare.py", *(sys.argv[1:] if argv is None else argv)]
