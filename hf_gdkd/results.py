@@ -117,8 +117,10 @@ def mean_and_deviation(values: Iterable[float]) -> tuple[float, float]:
     )
 
 
-def write_report(path: Path, sections: Sequence[Section], command: Sequence[str], about: Mapping[str, Any]) -> None:
-    """Write the report and, in the folder `results` beside it, a CSV and a picture for each section."""
+def write_report(
+    path: Path, sections: Sequence[Section], command: Sequence[str], about: Mapping[str, Any], more: str = ""
+) -> None:
+    """Write the report, `more` at its end, and, in the folder `results` beside it, a CSV and a picture a section."""
     (path.parent / FILES).mkdir(parents=True, exist_ok=True)
     text = [f"# Results\n\nWritten by `{shlex.join(command)}`: {', '.join(f'{k} {v}' for k, v in about.items())}.\n"]
     text.append(HOW_TO_READ)
@@ -126,7 +128,7 @@ def write_report(path: Path, sections: Sequence[Section], command: Sequence[str]
         write_csv(path.parent / FILES / f"{section.name}.csv", section)
         draw(path.parent / FILES / f"{section.name}.png", section)
         text.append(as_markdown(section))
-    path.write_text("\n".join(text), encoding="utf-8")
+    path.write_text("\n".join([*text, more]), encoding="utf-8")
 
 
 def as_markdown(section: Section) -> str:

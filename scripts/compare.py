@@ -27,8 +27,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import torch
 from tqdm.auto import tqdm
@@ -39,6 +40,7 @@ from hf_gdkd.data import Data, load_data
 from hf_gdkd.errors import TrainingError
 from hf_gdkd.evaluation import measure_teacher
 from hf_gdkd.images import Opened
+from hf_gdkd.reproduction import reproduction
 from hf_gdkd.results import paired, read_reported, write_report
 from hf_gdkd.scripts import distill
 from hf_gdkd.scripts.benchmark_losses import peak_mb_of, provenance
@@ -97,6 +99,11 @@ def work(job: Job) -> None:
     (job.folder / f"{job.kind}.json").write_text(text + "\n", encoding="utf-8")
 
 
+def _end_with_parent() -> None:
+    """Let this worker end when the command is killed, which else would train on and wait for more."""
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+
 class Workers:
     """Processes that take jobs: one a GPU, or so many on a CPU; a single one is this process.
 
@@ -114,7 +121,8 @@ class Workers:
         self._stack = ExitStack()
         for place in self.places if len(self.places) > 1 else []:
             os.environ.update(place)  # for the process that starts now
-            self.pools.append(self._stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))))
+            pool = ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent)
+            self.pools.append(self._stack.enter_context(pool))
             self.pools[-1].submit(os.getpid)
         return self
 
@@ -160,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("comparisons", nargs="+", type=Path, help="YAML files, one for each data set")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/compare"), help="where the runs go")
     parser.add_argument("--report", type=Path, default=Path("runs/compare/RESULTS.md"), help="what to write")
+    parser.add_argument("--reported", type=Path, help="YAML file of others' figures, for the report")
     parser.add_argument("--workers", type=int, default=1, help="runs side by side, where there is no GPU")
     parser.add_argument("--repeat", nargs=2, metavar=("STUDENT", "LOSS"), help="repeat one row of the report")
     options = parser.parse_args(argv)
@@ -181,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for key, value in provenance("cuda" if torch.cuda.is_available() else "cpu").items()
         if key != "threads"
     }
-    write_report(options.report, [each.section() for each in compared], words, about)
+    more = reproduction(options.reported) if options.reported else ""
+    write_report(options.report, [each.section() for each in compared], words, about, more)
     print(f"written to {options.report}")
 
 
