@@ -18,8 +18,8 @@ Each cell is what others reported / what was reached here: top-1 accuracy in %, 
 commands stand below each table; a report that is written after they ran holds their figures.
 
 The hours are expected for one run on one A100 or H100, not measured. On CIFAR-100 a step is put at 6 ms for data and
-Trainer, 0.4 ms a layer of the student and 0.12 ms a layer of the teacher, since networks so small wait for their kernels'
-launch. On ImageNet it is 1,800 and 1,350 images a second, which take 4 cores or more to decode.
+Trainer, 0.4 ms a layer of the student and 0.12 ms a layer of the teacher, since networks so small wait for the launch
+of their kernels. On ImageNet it is 1,800 and 1,350 images a second, which take 4 cores or more to decode.
 """
 
 
