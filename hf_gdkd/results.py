@@ -1,18 +1,16 @@
-"""The report of a comparison: paired intervals, tables, a CSV, the picture, and sentences on what they show."""
+"""What a comparison found: its rows, their paired intervals, the CSV and the picture."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from scipy import stats
@@ -20,22 +18,6 @@ from scipy import stats
 from .errors import InputError
 
 FILES = "results"  # the folder of CSV and picture, beside the report
-JUDGED = ("gdkd", "gdkd3")  # the losses that the sentences are about
-
-HOW_TO_READ = """\
-- Every loss had the same number of trials for every student, judged by one run each on rows that are no part of the
-  test split. What is no option of a loss (learning rate, epochs, ...) is the same for all and was not tuned. The best
-  trial was then trained with every seed, which draws the training rows, their order, the first weights and the
-  augmentation. The test split was read once, when all runs had ended.
-- *Last* is the last epoch. *Best* is the epoch that was best on the held-out rows: it was not chosen by the test split,
-  as best epochs in the literature mostly are. Both are top-1 accuracy in %, mean ± standard deviation over seeds.
-- *To ce* and *to kd* are the mean differences of the last epoch to these rows, with their 95 % interval, paired by
-  seed (Student's t, one degree of freedom less than seeds). Where it holds 0, no difference was seen. About one in
-  twenty of such intervals misses by chance.
-- *ms a step* is the median over seeds of the training time without evaluations, data loading included, with other runs
-  beside it. *Extra parameters* are trained beside the student and thrown away. *Peak memory* is what tensors held at
-  most in the first steps: both models, optimizer, batch and activations.
-"""
 
 
 @dataclass
@@ -115,114 +97,6 @@ def mean_and_deviation(values: Iterable[float]) -> tuple[float, float]:
         statistics.mean(values) if values else math.nan,
         statistics.stdev(values) if len(values) > 1 else math.nan,
     )
-
-
-def write_report(
-    path: Path, sections: Sequence[Section], command: Sequence[str], about: Mapping[str, Any], more: str = ""
-) -> None:
-    """Write the report, `more` at its end, and, in the folder `results` beside it, a CSV and a picture a section."""
-    (path.parent / FILES).mkdir(parents=True, exist_ok=True)
-    text = [f"# Results\n\nWritten by `{shlex.join(command)}`: {', '.join(f'{k} {v}' for k, v in about.items())}.\n"]
-    text.append(HOW_TO_READ)
-    for section in sections:
-        write_csv(path.parent / FILES / f"{section.name}.csv", section)
-        draw(path.parent / FILES / f"{section.name}.png", section)
-        text.append(as_markdown(section))
-    path.write_text("\n".join([*text, more]), encoding="utf-8")
-
-
-def as_markdown(section: Section) -> str:
-    """The section of one data set."""
-    lines = [f"## {section.name}\n", section.about.strip()]
-    if section.teacher:
-        size, top1 = section.teacher["parameters"], 100 * section.teacher["top1"]
-        lines.append(f"\nThe teacher ({size:,} parameters) has {top1:.2f} % on the test split.")
-    lines.append(f"\n![accuracy against time a step]({FILES}/{section.name}.png)")
-    for student in section.students():
-        rows = section.tuned_here(student)
-        lines += [
-            f"\n### {section.name}, {student}\n",
-            "| loss | setting | last, % | best, % | to ce | to kd | ms a step | extra parameters | peak memory, MB |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
-        for row in rows.values():
-            to = [str(paired(row.last, rows[base].last)) if row.loss != base else "-" for base in ("ce", "kd")]
-            cells = [row.loss, shown(row.settings), percent(row.last), percent(row.best), *to, *cost(row)]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines += ["", *findings(rows)]
-    lines += carried(section)
-    lines += ["\n<details><summary>Every trial, and the settings that all share</summary>\n"]
-    lines += ["| student | loss | setting | held-out rows, % | |", "|---|---|---|---|---|"]
-    for student, loss, settings, top1, chosen in section.trials:
-        score = "diverged" if top1 is None else f"{100 * top1:.2f}"
-        lines.append(f"| {student} | {loss} | {shown(settings)} | {score} | {'chosen' if chosen else ''} |")
-    shared = yaml.safe_dump(dict(section.settings), sort_keys=False, default_flow_style=None, width=110)
-    return "\n".join([*lines, f"\n```yaml\n{shared}```\n</details>\n"])
-
-
-def shown(settings: Mapping[str, Any]) -> str:
-    """Settings as a reader wants them."""
-    return ", ".join(f"{key} {value}" for key, value in settings.items() if key != "loss") or "as it is"
-
-
-def percent(by_seed: Mapping[int, float]) -> str:
-    mean, deviation = mean_and_deviation(by_seed.values())
-    return f"{100 * mean:.2f} ± {100 * deviation:.2f}"
-
-
-def cost(row: Row) -> list[str]:
-    """Cells: ms a step, extra parameters, peak memory."""
-    return [f"{row.ms():.1f}", f"{row.extra_parameters:,}", "-" if row.peak_mb is None else f"{row.peak_mb:.1f}"]
-
-
-def findings(rows: Mapping[str, Row]) -> list[str]:
-    """Sentences on one student: the highest row, and how each loss of `JUDGED` stands to every other row."""
-    means = {loss: mean_and_deviation(row.last.values())[0] for loss, row in rows.items() if row.last}
-    first = max(means, key=means.get)
-    close = [loss for loss in rows if loss != first and _verdict(rows[first], rows[loss]) == "no difference seen to"]
-    to_others = f"; no difference was seen between it and {listed(close)}" if close else ", above all others"
-    lines = [f"The highest mean is that of {first}{to_others}."]
-    for loss, row in rows.items():
-        if row.settings.get("loss", loss) in JUDGED:
-            verdicts: dict[str, list[str]] = {"above": [], "no difference seen to": [], "below": []}
-            for other in rows.values():
-                if other is not row:
-                    verdicts[_verdict(row, other)].append(other.loss)
-            lines.append(f"- {loss}: " + "; ".join(f"{word} {listed(names)}" for word, names in verdicts.items()) + ".")
-    most = max(len(row.last) for row in rows.values())
-    diverged = [loss for loss, row in rows.items() if len(row.last) < most]
-    return [*lines, f"\nDiverged with some seeds: {listed(diverged)}."] if diverged else lines
-
-
-def _verdict(row: Row, other: Row) -> str:
-    interval = paired(row.last, other.last)
-    return "above" if interval.low > 0 else "below" if interval.high < 0 else "no difference seen to"
-
-
-def listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"
-
-
-def carried(section: Section) -> list[str]:
-    """How far settings that were tuned on other data sets carry to this one."""
-    rows = [row for row in section.rows if row.tuned_on != section.name]
-    if not rows:
-        return []
-    lines = [
-        f"\n### Settings tuned elsewhere, on {section.name}\n",
-        "| student | loss | tuned on | setting | last, % | to the setting tuned here |",
-        "|---|---|---|---|---|---|",
-    ]
-    counts = {"above": 0, "below": 0, "no difference seen to": 0, "the same as": 0}
-    for row in rows:
-        here = section.tuned_here(row.student)[row.loss]
-        same = row.settings == here.settings
-        counts["the same as" if same else _verdict(row, here)] += 1
-        difference = "the same setting" if same else str(paired(row.last, here.last))
-        cells = [row.student, row.loss, row.tuned_on, shown(row.settings), percent(row.last), difference]
-        lines.append(f"| {' | '.join(cells)} |")
-    counted = ", ".join(f"{count} {word} it" for word, count in counts.items())
-    return [*lines, f"\nOf {len(rows)} settings from elsewhere, beside the one tuned here: {counted}."]
 
 
 def write_csv(path: Path, section: Section) -> None:

@@ -41,9 +41,10 @@ from hf_gdkd.errors import TrainingError
 from hf_gdkd.evaluation import measure_teacher
 from hf_gdkd.images import Opened
 from hf_gdkd.reproduction import reproduction
-from hf_gdkd.results import paired, read_reported, write_report
+from hf_gdkd.results import paired, read_reported
 from hf_gdkd.scripts import distill
 from hf_gdkd.scripts.benchmark_losses import peak_mb_of, provenance
+from hf_gdkd.tables import write_report
 from hf_gdkd.teacher import Teacher
 
 

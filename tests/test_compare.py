@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,8 +12,9 @@ from PIL import Image
 
 from hf_gdkd.comparison import Comparison
 from hf_gdkd.errors import InputError, TrainingError
-from hf_gdkd.results import Row, carried, findings, mean_and_deviation, paired, spread
+from hf_gdkd.results import Row, Section, Trial, mean_and_deviation, paired, spread
 from hf_gdkd.scripts import compare
+from hf_gdkd.tables import carried, findings, summary, tuning
 
 SPEC = {
     "dataset": "digits",
@@ -80,9 +82,29 @@ def test_the_sentences_name_ties_and_losses_of_gdkd():
     assert first == "The highest mean is that of dkd; no difference was seen between it and ce, kd, mlkd, gdkd."
 
 
-def test_a_setting_from_elsewhere_is_compared_with_the_one_tuned_here():
-    from hf_gdkd.results import Section
+def test_the_summary_counts_tables():
+    """gdkd is above ce in both, and above dkd in one and below it in the other."""
+    both = {"ce": row("ce", [0.80, 0.81, 0.79]), "gdkd": row("gdkd", [0.85, 0.86, 0.84])}
+    first = Section("a", "", [*both.values(), row("dkd", [0.70, 0.71, 0.69])], [], None, {})
+    second = Section("b", "", [*both.values(), row("dkd", [0.90, 0.91, 0.89])], [], None, {})
+    for section in (first, second):
+        for each in section.rows:
+            each.tuned_on = section.name
+        section.rows = [replace(each) for each in section.rows]
+    text = summary([first, second])
+    assert text[-1] == "| gdkd | 2 / 0 / 0 | - | 1 / 0 / 1 |" and "Of 2 tables" in text[1]
 
+
+def test_what_tuning_and_what_the_loss_is_worth():
+    scores = {"kd": [0.80, 0.88, 0.84], "gdkd": [0.85, None, 0.90]}
+    trials = [Trial("vit", loss, {}, top1, False) for loss, each in scores.items() for top1 in each]
+    assert tuning(trials) == (
+        "On the held-out rows the trials of one loss lie up to 8.00 points apart (kd), the best of each loss 2.00 (kd "
+        "88.00, gdkd 90.00)."
+    )
+
+
+def test_a_setting_from_elsewhere_is_compared_with_the_one_tuned_here():
     here = [row("ce", [0.5, 0.6]), row("gdkd", [0.8, 0.9], settings={"k": 3}), row("kd", [0.7, 0.7])]
     there = [
         row("ce", [0.5, 0.6], tuned_on="b"),

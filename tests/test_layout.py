@@ -12,8 +12,8 @@ import hf_gdkd
 PACKAGE = Path(hf_gdkd.__file__).parent
 PACKAGES = ("losses", "networks")
 ORDER = """errors connection losses networks recipes config labels models images data augment views streams teacher
-    metrics evaluation report reproduction results cli comparison assembly checkpoints hub ema engines finite workers
-    features projections durable trainer""".split()
+    metrics evaluation report reproduction results tables cli comparison assembly checkpoints hub ema engines finite
+    workers features projections durable trainer""".split()
 
 
 def test_every_module_has_its_place():
