@@ -66,6 +66,7 @@ class Comparison:
     validation: Settings  # what tuning and the choice of the best epoch look at: validation_rows or eval_split
     test_split: str
     training: Settings = field(default_factory=dict)  # of all students
+    carried_seeds: list[int] | None = None  # of the settings that were tuned on other data sets; None: all seeds
     others: list[Comparison] = field(default_factory=list)  # whose tuned settings are tried here too
 
     @classmethod
@@ -75,7 +76,10 @@ class Comparison:
         except (OSError, yaml.YAMLError) as error:
             raise InputError(f"{path} cannot be read: {first_sentence(error)}") from error
         keys = {each.name for each in fields(cls)} - {"name", "folder", "others"}
-        for what, names in (("lacks", keys - {"training"} - set(spec)), ("has an unknown key", set(spec) - keys)):
+        for what, names in (
+            ("lacks", keys - {"training", "carried_seeds"} - set(spec)),
+            ("has an unknown key", set(spec) - keys),
+        ):
             if names:
                 raise InputError(f"{path} {what} {min(names)}: its keys are {', '.join(sorted(keys))}.")
         return cls(path.stem, output_dir / path.stem, **spec)
@@ -143,8 +147,14 @@ class Comparison:
     def finals(self) -> list[Job]:
         """Seed by seed, so that a machine that grows busy slows all losses alike."""
         rows = [(student, row) for student in self.students for row in self.losses]
-        tuned = {pair: self.tuned(*pair).values() for pair in rows}
-        jobs = [self.final(*pair, each, seed) for seed in self.seeds for pair in rows for each in tuned[pair]]
+        tuned = [(*pair, *each) for pair in rows for each in self.tuned(*pair).items()]
+        carried = self.seeds if self.carried_seeds is None else self.carried_seeds
+        jobs = [
+            self.final(student, row, settings, seed)
+            for seed in self.seeds
+            for student, row, tuned_on, settings in tuned
+            if tuned_on == self.name or seed in carried
+        ]
         return list({job.folder: job for job in jobs}.values())
 
     def peak(self, student: str, row: str) -> Job:

@@ -169,8 +169,8 @@ def carried(section: Section) -> list[str]:
         return []
     lines = [
         f"\n### Settings tuned elsewhere, on {section.name}\n",
-        "| student | loss | tuned on | setting | last, % | to the setting tuned here |",
-        "|---|---|---|---|---|---|",
+        "| student | loss | tuned on | setting | seeds | last, % | to the setting tuned here |",
+        "|---|---|---|---|---|---|---|",
     ]
     counts = dict.fromkeys((*VERDICTS, "the same as"), 0)
     for row in rows:
@@ -178,7 +178,8 @@ def carried(section: Section) -> list[str]:
         same = row.settings == here.settings
         counts["the same as" if same else _verdict(row, here)] += 1
         difference = "the same setting" if same else str(paired(row.last, here.last))
-        cells = [row.student, row.loss, row.tuned_on, shown(row.settings), percent(row.last), difference]
+        cells = [row.student, row.loss, row.tuned_on, shown(row.settings), str(len(row.last)), percent(row.last)]
+        cells.append(difference)
         lines.append(f"| {' | '.join(cells)} |")
     counted = ", ".join(f"{count} {word} it" for word, count in counts.items())
     return [*lines, f"\nOf {len(rows)} settings from elsewhere, beside the one tuned here: {counted}."]

@@ -111,8 +111,8 @@ def test_a_setting_from_elsewhere_is_compared_with_the_one_tuned_here():
         row("gdkd", [0.7, 0.8], tuned_on="b", settings={"k": 5}),
     ]
     text = "\n".join(carried(Section("a", "", [*here, *there], [], None, {})))
-    assert "| cnn | ce | b | as it is | 55.00 ± 7.07 | the same setting |" in text
-    assert "| cnn | gdkd | b | k 5 | 75.00 ± 7.07 | -10.00 [-10.00, -10.00] |" in text
+    assert "| cnn | ce | b | as it is | 2 | 55.00 ± 7.07 | the same setting |" in text
+    assert "| cnn | gdkd | b | k 5 | 2 | 75.00 ± 7.07 | -10.00 [-10.00, -10.00] |" in text
     assert "Of 2 settings" in text and "1 below it" in text and "1 the same as it" in text
 
 
@@ -180,7 +180,7 @@ def runs(monkeypatch):
 @pytest.fixture
 def call(tmp_path):
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(SPEC))
-    other = SPEC | {"losses": SPEC["losses"] | {"gdkd": [{"k": 5}, {"k": 5, "w2": 2}]}}
+    other = SPEC | {"carried_seeds": [0, 1], "losses": SPEC["losses"] | {"gdkd": [{"k": 5}, {"k": 5, "w2": 2}]}}
     (tmp_path / "b.yaml").write_text(yaml.safe_dump(other))
 
     def main(*words):
@@ -237,8 +237,9 @@ def test_the_report(runs, call, tmp_path):
         "The teacher (12 parameters) has 70.00 % on the test split.",
         "| gdkd | k 3 | 74.10 ± 0.10 | 75.10 ± 0.10 | +4.00 [+4.00, +4.00] | +2.00 [+2.00, +2.00] | 4.0 | 7 |",
         "- gdkd: above ce, kd, kd standardized; no difference seen to none; below none.",
-        "| cnn | gdkd | b | k 5 | 70.10 ± 0.10 | -4.00 [-4.00, -4.00] |",
-        "| cnn | kd | b | temperature 2 | 72.10 ± 0.10 | the same setting |",
+        "| cnn | gdkd | b | k 5 | 3 | 70.10 ± 0.10 | -4.00 [-4.00, -4.00] |",
+        "| cnn | gdkd | a | k 3 | 2 | 74.05 ± 0.07 | +4.00 [+4.00, +4.00] |",
+        "| cnn | kd | b | temperature 2 | 3 | 72.10 ± 0.10 | the same setting |",
         "| vit | gdkd | k 3 | 84.00 | chosen |",
     ):
         assert line in text
