@@ -92,11 +92,11 @@ def check_images(rows: Dataset, what: str, *, skip: bool = False) -> tuple[Datas
     if len(rows) > CHECKED_ROWS and not skip:
         return rows, 0
 
-    opened = Opened(rows, what)
+    stored = rows.cast_column("image", Image(decode=False))
 
     def problem(row: int) -> ImageError | None:
         try:
-            opened[row]
+            open_image(stored[row]["image"], f"{what}image in row {row}")
         except ImageError as error:
             return error
 
