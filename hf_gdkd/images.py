@@ -61,10 +61,10 @@ class Opened(Sequence):
     epoch anew costs more than to train a small model on them.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], what: str = "") -> None:
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         if isinstance(rows, Dataset):
             rows = rows.cast_column("image", Image(decode=False))
-        self.rows, self.what = rows, what
+        self.rows = rows
         self._kept: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class Opened(Sequence):
         if row in self._kept:
             return dict(self._kept[row])
         sample = self.rows[row]
-        sample = {**sample, "image": open_image(sample["image"], f"{self.what}image in row {row}")}
+        sample = {**sample, "image": open_image(sample["image"], f"image in row {row}")}
         if 3 * sample["image"].width * sample["image"].height * len(self) <= KEPT_BYTES:
             self._kept[row] = dict(sample)
         return sample
