@@ -101,6 +101,8 @@ class Comparison:
                     f"{self.name}: {what} would look at the test split {self.test_split}: give it validation_rows, "
                     "or another eval_split."
                 )
+        if not set(self.carried_seeds or ()) <= set(self.seeds):
+            raise InputError(f"{self.name}: carried_seeds holds some that are not among the seeds: take them out.")
         trials = [trial for trials in self.losses.values() for trial in trials]
         for settings in (self.training, *self.students.values(), *trials):
             if wrong := settings.keys() & set(FIXED):
@@ -144,16 +146,19 @@ class Comparison:
         folder = self.folder / "final" / student / row / describe(settings) / f"seed{seed}"
         return Job("train", folder, self._flags(student, row, settings, seed) | EVERY_EPOCH)
 
+    def seeds_of(self, tuned_on: str) -> list[int]:
+        """The seeds that a setting is trained with."""
+        return self.seeds if tuned_on == self.name or self.carried_seeds is None else self.carried_seeds
+
     def finals(self) -> list[Job]:
         """Seed by seed, so that a machine that grows busy slows all losses alike."""
         rows = [(student, row) for student in self.students for row in self.losses]
         tuned = [(*pair, *each) for pair in rows for each in self.tuned(*pair).items()]
-        carried = self.seeds if self.carried_seeds is None else self.carried_seeds
         jobs = [
             self.final(student, row, settings, seed)
             for seed in self.seeds
             for student, row, tuned_on, settings in tuned
-            if tuned_on == self.name or seed in carried
+            if seed in self.seeds_of(tuned_on)
         ]
         return list({job.folder: job for job in jobs}.values())
 
@@ -181,7 +186,7 @@ class Comparison:
         ]
 
     def row(self, student: str, row: str, tuned_on: str, settings: Settings) -> Row:
-        jobs = {seed: self.final(student, row, settings, seed) for seed in self.seeds}
+        jobs = {seed: self.final(student, row, settings, seed) for seed in self.seeds_of(tuned_on)}
         metrics = {seed: job.metrics() for seed, job in jobs.items() if job.metrics()}
         tested = {seed: self.test(jobs[seed]).metrics() for seed in metrics}
         return Row(

@@ -195,9 +195,9 @@ def settings_of(name: str, loss: str, standardize: str | None = None) -> Setting
         if batch % processes:
             raise InputError(f"recipe {name} has batches of {batch}, which {processes} processes cannot share evenly.")
         settings["per_device_train_batch_size"] = batch // processes
-    variant = standardize not in (None, "none")
-    words = [name, *([loss] if loss != "ce" else []), *([f"standardized-{standardize}"] if variant else [])]
-    return settings | {"output_dir": f"runs/{'-'.join(words)}"}
+    folder = f"runs/{name}" if loss == "ce" else f"runs/{name}-{loss}"
+    standardized = standardize not in (None, "none")
+    return settings | {"output_dir": f"{folder}-standardized-{standardize}" if standardized else folder}
 
 
 def check_teacher_is_trained(teachers: Sequence[str] | None) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
+from .errors import InputError, first_sentence
 from .recipes import settings_of
+from .report import METRICS, read_recipe
 
 INTRODUCTION = """\
 ## The paper's experiments
@@ -19,18 +21,25 @@ commands stand below each table; a report that is written after they ran holds t
 
 The hours are expected for one run on one A100 or H100, not measured. On CIFAR-100 a step is put at 6 ms for data and
 Trainer, 0.4 ms a layer of the student and 0.12 ms a layer of the teacher, since networks so small wait for the launch
-of their kernels. On ImageNet it is 1,800 and 1,350 images a second, which take 4 cores or more to decode.
+of their kernels, and all evaluations at 0.1 hours. On ImageNet it is 1,800 and 1,350 images a second, which take 4
+cores or more to decode.
 """
 
 
 def reproduction(reported: Path) -> str:
-    """The section of the report.
+    """The section of the report, with the figures of those runs that are in their folders.
 
     Args:
         reported: YAML file: groups of recipes with `title`, `about`, `losses` (with the flags of a variant) and
-            `recipes`, each with the hours of a run and a figure a loss.
+            `recipes`, each with the hours of a run and a figure a loss, None where there is none.
+
+    Raises:
+        InputError: it cannot be read, or names a recipe that is none.
     """
-    groups = yaml.safe_load(reported.read_text(encoding="utf-8"))
+    try:
+        groups = yaml.safe_load(reported.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{reported} cannot be read: {first_sentence(error)}") from error
     return "\n".join([INTRODUCTION, *map(_as_markdown, groups)])
 
 
@@ -53,6 +62,13 @@ def _as_markdown(group: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _here(recipe: str, loss: str, standardize: str | None = None) -> str:
-    metrics = Path(settings_of(recipe, loss, standardize)["output_dir"], "metrics.json")
-    return f"{100 * json.loads(metrics.read_text(encoding='utf-8'))['top1']:.2f}" if metrics.is_file() else "not run"
+def _here(name: str, loss: str, standardize: str | None = None) -> str:
+    """What a run of this recipe left; one that was cut short or has other settings is none."""
+    settings = settings_of(name, loss, standardize)
+    folder, free = settings["output_dir"], ("output_dir", "teacher", "per_device_train_batch_size")
+    run, metrics = read_recipe(folder), Path(folder, METRICS)
+    if run is None or not metrics.is_file() or {"max_steps", "train_rows"} & run.keys():
+        return "not run"
+    if any(run.get(key, value) != value for key, value in settings.items() if key not in free):
+        return "not run"
+    return f"{100 * json.loads(metrics.read_text(encoding='utf-8'))['top1']:.2f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,14 @@ from .results import FILES, Row, Section, Trial, draw, mean_and_deviation, paire
 
 JUDGED = ("gdkd", "gdkd3")  # the losses that the sentences are about
 VERDICTS = ("above", "no difference seen to", "below")  # what a paired interval says
+NO_INTERVAL = "not compared with"  # fewer than two seeds that both have
 
 HOW_TO_READ = """\
 - Every loss had the same number of trials for every student, judged by one run each on rows that are no part of the
-  test split. What is no option of a loss (learning rate, epochs, ...) is the same for all and was not tuned. The best
-  trial was then trained with every seed, which draws the training rows, their order, the first weights and the
-  augmentation. The test split was read once, when all runs had ended.
+  test split. What is no option of a loss (learning rate, epochs, ...) was not tuned and is the same for all; a row that
+  differs in it has it in its setting. The best trial was then trained with every seed, which draws the training rows,
+  their order, the first weights and the augmentation. The test split was read once, when all runs had ended.
+- *Settings tuned elsewhere* are those that were best on another data set, trained here as they are.
 - *Last* is the last epoch. *Best* is the epoch that was best on the held-out rows: it was not chosen by the test split,
   as best epochs in the literature mostly are. Both are top-1 accuracy in %, mean ± standard deviation over seeds.
 - *To ce* and *to kd* are the mean differences of the last epoch to these rows, with their 95 % interval, paired by
@@ -32,9 +35,9 @@ HOW_TO_READ = """\
 
 
 def write_report(
-    path: Path, sections: Sequence[Section], command: Sequence[str], about: Mapping[str, Any], more: str = ""
+    path: Path, sections: Sequence[Section], command: Sequence[str], about: Mapping[str, Any], appendix: str = ""
 ) -> None:
-    """Write the report, `more` at its end, and, in the folder `results` beside it, a CSV and a picture a section."""
+    """Write the report, `appendix` at its end, and a CSV and a picture a section in the folder `results` beside it."""
     (path.parent / FILES).mkdir(parents=True, exist_ok=True)
     text = [f"# Results\n\nWritten by `{shlex.join(command)}`: {', '.join(f'{k} {v}' for k, v in about.items())}.\n"]
     text += [HOW_TO_READ, *summary(sections), ""]
@@ -42,7 +45,7 @@ def write_report(
         write_csv(path.parent / FILES / f"{section.name}.csv", section)
         draw(path.parent / FILES / f"{section.name}.png", section)
         text.append(as_markdown(section))
-    path.write_text("\n".join([*text, more]), encoding="utf-8")
+    path.write_text("\n".join([*text, appendix]).rstrip() + "\n", encoding="utf-8")
 
 
 def as_markdown(section: Section) -> str:
@@ -94,7 +97,7 @@ def summary(sections: Sequence[Section]) -> list[str]:
     tables = [section.tuned_here(student) for section in sections for student in section.students()]
     losses = list(dict.fromkeys(loss for rows in tables for loss in rows))
     lines = [
-        "## What they show\n",
+        "## What the tables show\n",
         f"Of {len(tables)} tables (one a data set and student), those where the loss at the left is above / not seen "
         "to differ from / below the one at the top:\n",
         f"| | {' | '.join(losses)} |",
@@ -124,9 +127,11 @@ def tuning(trials: Sequence[Trial]) -> str:
     widest = max(range_of, key=range_of.get)
     best = sorted((max(values), loss) for loss, values in scores.items())
     low, high = best[0], best[-1]
+    diverged = sum(trial.top1 is None for trial in trials)
     return (
         f"On the held-out rows the trials of one loss lie up to {range_of[widest]:.2f} points apart ({widest}), the "
-        f"best of each loss {high[0] - low[0]:.2f} ({low[1]} {low[0]:.2f}, {high[1]} {high[0]:.2f})."
+        f"best of each row {high[0] - low[0]:.2f} ({low[1]} {low[0]:.2f}, {high[1]} {high[0]:.2f})."
+        + (f" {diverged} trials diverged." if diverged else "")
     )
 
 
@@ -139,11 +144,15 @@ def findings(rows: Mapping[str, Row]) -> list[str]:
     lines = [f"The highest mean is that of {first}{to_others}."]
     for loss, row in rows.items():
         if _is_judged(row):
-            verdicts: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+            verdicts: dict[str, list[str]] = {verdict: [] for verdict in (*VERDICTS, NO_INTERVAL)}
             for other in rows.values():
                 if other is not row:
                     verdicts[_verdict(row, other)].append(other.loss)
-            lines.append(f"- {loss}: " + "; ".join(f"{word} {listed(names)}" for word, names in verdicts.items()) + ".")
+            lines.append(
+                f"- {loss}: "
+                + "; ".join(f"{word} {listed(names)}" for word, names in verdicts.items() if names or word in VERDICTS)
+                + "."
+            )
     most = max(len(row.last) for row in rows.values())
     diverged = [loss for loss, row in rows.items() if len(row.last) < most]
     return [*lines, f"\nDiverged with some seeds: {listed(diverged)}."] if diverged else lines
@@ -155,6 +164,8 @@ def _is_judged(row: Row) -> bool:
 
 def _verdict(row: Row, other: Row) -> str:
     interval = paired(row.last, other.last)
+    if math.isnan(interval.low):
+        return NO_INTERVAL
     return "above" if interval.low > 0 else "below" if interval.high < 0 else "no difference seen to"
 
 
@@ -172,7 +183,7 @@ def carried(section: Section) -> list[str]:
         "| student | loss | tuned on | setting | seeds | last, % | to the setting tuned here |",
         "|---|---|---|---|---|---|---|",
     ]
-    counts = dict.fromkeys((*VERDICTS, "the same as"), 0)
+    counts = Counter(dict.fromkeys((*VERDICTS, "the same as"), 0))
     for row in rows:
         here = section.tuned_here(row.student)[row.loss]
         same = row.settings == here.settings

@@ -4,7 +4,8 @@
 
 1. The teacher is trained once. 2. Every loss is tuned for every student with the same number of trials, on rows that
 are no part of the test split. 3. The best trial of each is trained with every seed, and so is the one that was best on
-the other data sets. 4. The test split is read once, at the end. 5. Tables, CSVs and pictures are written.
+the other data sets, with carried_seeds if the file has them. 4. The test split is read once, at the end. 5. Tables,
+CSVs and pictures are written.
 
 Every run is one of `distill.py`. What is finished is not run again, so the same command goes on after an interruption.
 Runs go side by side, one a GPU; on a CPU, --workers at a time. `--repeat cnn gdkd` trains the teacher, ce and this one
@@ -101,8 +102,13 @@ def work(job: Job) -> None:
 
 
 def _end_with_parent() -> None:
-    """Let this worker end when the command is killed, which else would train on and wait for more."""
-    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+    """Watch the parent: a worker that outlived a killed command would train on and then wait forever."""
+
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 class Workers:
@@ -173,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1, help="runs side by side, where there is no GPU")
     parser.add_argument("--repeat", nargs=2, metavar=("STUDENT", "LOSS"), help="repeat one row of the report")
     options = parser.parse_args(argv)
+    appendix = reproduction(options.reported) if options.reported else ""
     compared = [Comparison.read(path, options.output_dir) for path in options.comparisons]
     with Workers(options.workers) as workers:
         workers.run("teachers", [job for each in compared for job in each.teachers()])
@@ -191,8 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for key, value in provenance("cuda" if torch.cuda.is_available() else "cpu").items()
         if key != "threads"
     }
-    more = reproduction(options.reported) if options.reported else ""
-    write_report(options.report, [each.section() for each in compared], words, about, more)
+    write_report(options.report, [each.section() for each in compared], words, about, appendix)
     print(f"written to {options.report}")
 
 

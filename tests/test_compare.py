@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -82,16 +81,19 @@ def test_the_sentences_name_ties_and_losses_of_gdkd():
     assert first == "The highest mean is that of dkd; no difference was seen between it and ce, kd, mlkd, gdkd."
 
 
+def test_one_seed_alone_is_no_tie():
+    rows = {"ce": row("ce", [0.80]), "gdkd": row("gdkd", [0.85])}
+    assert findings(rows)[1] == "- gdkd: above none; no difference seen to none; below none; not compared with ce."
+
+
 def test_the_summary_counts_tables():
     """gdkd is above ce in both, and above dkd in one and below it in the other."""
-    both = {"ce": row("ce", [0.80, 0.81, 0.79]), "gdkd": row("gdkd", [0.85, 0.86, 0.84])}
-    first = Section("a", "", [*both.values(), row("dkd", [0.70, 0.71, 0.69])], [], None, {})
-    second = Section("b", "", [*both.values(), row("dkd", [0.90, 0.91, 0.89])], [], None, {})
-    for section in (first, second):
-        for each in section.rows:
-            each.tuned_on = section.name
-        section.rows = [replace(each) for each in section.rows]
-    text = summary([first, second])
+    sections = []
+    for name, dkd in (("a", [0.70, 0.71, 0.69]), ("b", [0.90, 0.91, 0.89])):
+        last = {"ce": [0.80, 0.81, 0.79], "gdkd": [0.85, 0.86, 0.84], "dkd": dkd}
+        rows = [row(loss, values, tuned_on=name) for loss, values in last.items()]
+        sections.append(Section(name, "", rows, [], None, {}))
+    text = summary(sections)
     assert text[-1] == "| gdkd | 2 / 0 / 0 | - | 1 / 0 / 1 |" and "Of 2 tables" in text[1]
 
 
@@ -99,8 +101,8 @@ def test_what_tuning_and_what_the_loss_is_worth():
     scores = {"kd": [0.80, 0.88, 0.84], "gdkd": [0.85, None, 0.90]}
     trials = [Trial("vit", loss, {}, top1, False) for loss, each in scores.items() for top1 in each]
     assert tuning(trials) == (
-        "On the held-out rows the trials of one loss lie up to 8.00 points apart (kd), the best of each loss 2.00 (kd "
-        "88.00, gdkd 90.00)."
+        "On the held-out rows the trials of one loss lie up to 8.00 points apart (kd), the best of each row 2.00 (kd "
+        "88.00, gdkd 90.00). 1 trials diverged."
     )
 
 
@@ -129,6 +131,7 @@ def test_a_setting_from_elsewhere_is_compared_with_the_one_tuned_here():
         ({"losses": SPEC["losses"] | {"gdkd": [{"k": 3}, {"seed": 1}]}}, "seed cannot be set for some runs alone"),
         ({"losses": SPEC["losses"] | {"gdkd": [{"k": 3}, {"beta": 1}]}}, "takes no option 'beta'"),
         ({"students": {"cnn": {"student": "scripts/demo/cnn", "learning_rat": 1}}}, "unknown argument"),
+        ({"carried_seeds": [0, 9]}, "carried_seeds holds some that are not among the seeds"),
         ({"sedes": [1]}, "has an unknown key sedes"),
         ({"seeds": None}, "lacks seeds"),
     ],

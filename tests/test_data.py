@@ -345,6 +345,14 @@ def test_squash_is_the_processor_without_its_crop(name, backend, size):
     torch.testing.assert_close(view.squash([crop]), alone, rtol=0, atol=1e-5 * max(1.0, alone.abs().max().item()))
 
 
+@pytest.mark.parametrize("backend", ["", "Pil"])
+@pytest.mark.parametrize("sizes", [[(24, 20)] * 3, [(24, 20), (9, 31), (70, 50)]], ids=["alike", "unlike"])
+def test_crops_together_are_the_crops_alone(backend, sizes):
+    view = View(make_processor("ViT", backend))
+    crops = [picture(i, size) for i, size in enumerate(sizes)]
+    assert torch.equal(view.squash(crops), torch.cat([view.squash([crop]) for crop in crops]))
+
+
 @pytest.mark.parametrize("size", [(24, 20), (9, 31), (70, 50)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_timm_view(size, interpolation):

@@ -3,10 +3,13 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import yaml
 from PIL import Image
 
@@ -49,3 +52,19 @@ def test_a_comparison_writes_table_csv_and_picture(tmp_path):
     trained = json.loads((run / "train.json").read_text())
     assert trained["metrics"]["last"]["epoch"] == 2 and trained["flags"]["seed"] == 1
     assert 0.1 < float(ce["last_mean"]) < 1
+
+
+def test_workers_end_with_a_killed_command(tmp_path):
+    (tmp_path / "digits.yaml").write_text(yaml.safe_dump(SPEC | {"teacher": STUDENT | {"validation_rows": 100}}))
+    words = [str(ROOT / "scripts/compare.py"), "digits.yaml", "--workers", "2", "--output_dir", "runs"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = subprocess.Popen([sys.executable, *words], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("runs/digits/teacher-*/log.txt")):  # until a worker is at work
+        assert command.poll() is None
+        time.sleep(0.1)
+    workers = [child for child in psutil.Process(command.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    command.send_signal(signal.SIGKILL)
+    command.wait()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
