@@ -67,6 +67,7 @@ class Comparison:
     test_split: str
     training: Settings = field(default_factory=dict)  # of all students
     carried_seeds: list[int] | None = None  # of the settings that were tuned on other data sets; None: all seeds
+    remarks: str = ""  # for the report, on what it shows
     others: list[Comparison] = field(default_factory=list)  # whose tuned settings are tried here too
 
     @classmethod
@@ -77,7 +78,7 @@ class Comparison:
             raise InputError(f"{path} cannot be read: {first_sentence(error)}") from error
         keys = {each.name for each in fields(cls)} - {"name", "folder", "others"}
         for what, names in (
-            ("lacks", keys - {"training", "carried_seeds"} - set(spec)),
+            ("lacks", keys - {"training", "carried_seeds", "remarks"} - set(spec)),
             ("has an unknown key", set(spec) - keys),
         ):
             if names:
@@ -210,6 +211,7 @@ class Comparison:
         return Section(
             self.name, about.read_text(encoding="utf-8") if about.is_file() else self.dataset, self.rows(), trials,
             teacher[0] if teacher else None, {"validation": self.validation, "training": self.training} | self.students,
+            self.remarks,
         )  # fmt: skip
 
 

@@ -60,6 +60,7 @@ class Section:
     trials: list[Trial]
     teacher: Mapping[str, float] | None
     settings: Mapping[str, Any]
+    remarks: str = ""
 
     def students(self) -> list[str]:
         return list(dict.fromkeys(row.student for row in self.rows))

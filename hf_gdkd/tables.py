@@ -68,6 +68,8 @@ def as_markdown(section: Section) -> str:
             lines.append(f"| {' | '.join(cells)} |")
         lines += ["", *findings(rows), "", tuning([trial for trial in section.trials if trial.student == student])]
     lines += carried(section)
+    if section.remarks:
+        lines += [f"\n### Remarks on {section.name}\n", section.remarks.strip()]
     lines += ["\n<details><summary>Every trial, and the settings that all share</summary>\n"]
     lines += ["| student | loss | setting | held-out rows, % | |", "|---|---|---|---|---|"]
     for student, loss, settings, top1, chosen in section.trials:

@@ -183,7 +183,11 @@ def runs(monkeypatch):
 @pytest.fixture
 def call(tmp_path):
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(SPEC))
-    other = SPEC | {"carried_seeds": [0, 1], "losses": SPEC["losses"] | {"gdkd": [{"k": 5}, {"k": 5, "w2": 2}]}}
+    other = SPEC | {
+        "carried_seeds": [0, 1],
+        "remarks": "Look here.",
+        "losses": SPEC["losses"] | {"gdkd": [{"k": 5}, {"k": 5, "w2": 2}]},
+    }
     (tmp_path / "b.yaml").write_text(yaml.safe_dump(other))
 
     def main(*words):
@@ -244,6 +248,7 @@ def test_the_report(runs, call, tmp_path):
         "| cnn | gdkd | a | k 3 | 2 | 74.05 ± 0.07 | +4.00 [+4.00, +4.00] |",
         "| cnn | kd | b | temperature 2 | 3 | 72.10 ± 0.10 | the same setting |",
         "| vit | gdkd | k 3 | 84.00 | chosen |",
+        "### Remarks on b\n\nLook here.\n",
     ):
         assert line in text
     assert all(Image.open(tmp_path / f"results/{name}.png").size[0] > 1000 for name in "ab")
