@@ -183,7 +183,8 @@ class Augmented(Dataset):
         """The sample with its random crop, before any view is made of it."""
         repeat, row = divmod(index, len(self.rows))
         torch.random.default_generator.manual_seed(draw_seed(self.seed, int(self._epoch), row, repeat))
-        sample = self.rows[row] | {"sample_id": row}
+        stored = self.rows[row]
+        sample = {key: stored[key] for key in ("image", "labels") if key in stored} | {"sample_id": row}
         crops = [self.transform.crop(sample["image"])]
         if self.mix is None:
             return sample | {"image": crops[0]}

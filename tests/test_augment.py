@@ -137,3 +137,10 @@ def test_cutout_greys_the_part_of_a_square_that_lies_in_the_image():
 def test_bad_options(words, said):
     with pytest.raises(InputError, match=said):
         parse(["--teacher", "big", "--student", "small", *words.split(), "--output_dir", "x"])
+
+
+def test_columns_that_no_model_takes_are_left_out():
+    rows = load_data("digits").train.select(range(2)).add_column("note", ["a", "b"])
+    view = View(transformers.ViTImageProcessor(size={"height": 8, "width": 8}))
+    sample = Augmented(rows, TrainTransform(view), seed=0)[1]
+    assert sample.keys() == {"pixel_values", "labels", "sample_id"}
