@@ -1,17 +1,22 @@
 """Knowledge distillation for image models in the Hugging Face ecosystem.
 
 `hf_gdkd.losses` needs torch alone; the names below import transformers when they are first used. Importing this
-package makes the paper's CIFAR networks known to transformers' Auto classes, see `hf_gdkd.networks`.
+package makes the paper's CIFAR networks known to transformers' Auto classes, see `hf_gdkd.models.cifar`.
 """
 
 from importlib import import_module
 from typing import Any
 
-from .networks.registration import register
+from .models.cifar.registration import register
 
 __version__ = "0.1.0"
 
-_HOME = {"GDKDConfig": "config", "GDKDTrainer": "trainer", "Teacher": "teacher", "build_loss": "losses"}
+_HOME = {
+    "GDKDConfig": "training.config",
+    "GDKDTrainer": "training.trainer",
+    "Teacher": "training.teacher",
+    "build_loss": "losses",
+}
 __all__ = ["GDKDConfig", "GDKDTrainer", "Teacher", "build_loss"]
 
 

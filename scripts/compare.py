@@ -35,18 +35,18 @@ from threading import Thread
 import torch
 from tqdm.auto import tqdm
 
-from hf_gdkd.cli import as_flags, parse, run
-from hf_gdkd.comparison import Comparison, Job, Settings
-from hf_gdkd.data import Data, load_data
+from hf_gdkd.commands.arguments import as_flags, parse, run
+from hf_gdkd.comparison.reproduction import reproduction
+from hf_gdkd.comparison.results import paired, read_reported
+from hf_gdkd.comparison.spec import Comparison, Job, Settings
+from hf_gdkd.comparison.tables import write_report
+from hf_gdkd.data.decoding import Opened
+from hf_gdkd.data.loading import Data, load_data
 from hf_gdkd.errors import TrainingError
-from hf_gdkd.evaluation import measure_teacher
-from hf_gdkd.images import Opened
-from hf_gdkd.reproduction import reproduction
-from hf_gdkd.results import paired, read_reported
+from hf_gdkd.evaluation.measurement import measure_teacher
 from hf_gdkd.scripts import distill
 from hf_gdkd.scripts.benchmark_losses import peak_mb_of, provenance
-from hf_gdkd.tables import write_report
-from hf_gdkd.teacher import Teacher
+from hf_gdkd.training.teacher import Teacher
 
 
 def train(job: Job) -> Settings:

@@ -25,9 +25,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_gdkd.cli import run
-from hf_gdkd.report import PICTURE
+from hf_gdkd.commands.arguments import run
 from hf_gdkd.scripts import distill, evaluate
+from hf_gdkd.training.run_files import PICTURE
 
 HERE = Path(os.path.relpath(Path(__file__).parent / "demo"))
 EPOCHS = {"teacher": "15", "vit": "25", "cnn": "20"}

@@ -15,7 +15,7 @@ import sys
 if __name__ == "__main__":
     sys.path.pop(0)  # evaluate.py in this folder must not stand in for the library evaluate
     if "--list_recipes" in sys.argv:  # before the imports that take their time
-        from hf_gdkd.recipes import listing
+        from hf_gdkd.commands.recipes import listing
 
         sys.exit(print(listing()))
 
@@ -25,20 +25,27 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
-from hf_gdkd.assembly import load_teachers, training_data
-from hf_gdkd.checkpoints import check_same_run, checkpoint_to_resume
-from hf_gdkd.cli import command_line, parse, quiet, recipe_of, run
-from hf_gdkd.data import load_data
-from hf_gdkd.engines import place_teacher
-from hf_gdkd.evaluation import check_teacher, predict, side_by_side
-from hf_gdkd.hub import push, write_card
-from hf_gdkd.labels import load_label_map
-from hf_gdkd.metrics import compute_agreement, compute_metrics
-from hf_gdkd.models import class_names, load_model, load_processor, pin_revision, possible_init, save_processor
-from hf_gdkd.report import best_and_last, draw_training, ms_per_step, read_recipe, write_metrics, write_recipe
-from hf_gdkd.teacher import Ensemble
-from hf_gdkd.trainer import GDKDTrainer
-from hf_gdkd.views import EvalTransform, View, Viewed, collate
+from hf_gdkd.commands.arguments import command_line, parse, quiet, recipe_of, run
+from hf_gdkd.commands.build import load_teachers, training_data
+from hf_gdkd.data.loading import load_data
+from hf_gdkd.data.views import EvalTransform, View, Viewed, collate
+from hf_gdkd.evaluation.measurement import check_teacher, predict, side_by_side
+from hf_gdkd.evaluation.metrics import compute_agreement, compute_metrics
+from hf_gdkd.models.class_matching import load_label_map
+from hf_gdkd.models.loading import class_names, load_model, load_processor, pin_revision, possible_init, save_processor
+from hf_gdkd.publishing.card import push, write_card
+from hf_gdkd.training.checkpoints import check_same_run, checkpoint_to_resume
+from hf_gdkd.training.distributed import place_teacher
+from hf_gdkd.training.run_files import (
+    best_and_last,
+    draw_training,
+    ms_per_step,
+    read_recipe,
+    write_metrics,
+    write_recipe,
+)
+from hf_gdkd.training.teacher import Ensemble
+from hf_gdkd.training.trainer import GDKDTrainer
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

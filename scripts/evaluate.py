@@ -21,11 +21,11 @@ from pathlib import Path
 
 import torch
 
-from hf_gdkd.cli import quiet, run
-from hf_gdkd.data import load_data
-from hf_gdkd.evaluation import measure_teacher
-from hf_gdkd.metrics import Agreement
-from hf_gdkd.teacher import Teacher
+from hf_gdkd.commands.arguments import quiet, run
+from hf_gdkd.data.loading import load_data
+from hf_gdkd.evaluation.measurement import measure_teacher
+from hf_gdkd.evaluation.metrics import Agreement
+from hf_gdkd.training.teacher import Teacher
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:

@@ -16,9 +16,9 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_gdkd.cli import run
+from hf_gdkd.commands.arguments import run
 from hf_gdkd.errors import InputError
-from hf_gdkd.hub import push
+from hf_gdkd.publishing.card import push
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -253,7 +253,7 @@ def test_a_wrong_token_is_told_before_training_and_never_printed(hub, forks, wor
 
 
 def test_the_terms_of_imagenet_open_its_gate(hub, forks):
-    load = "from hf_gdkd.data import load_data; print(len(load_data('ILSVRC/imagenet-1k').train))"
+    load = "from hf_gdkd.data.loading import load_data; print(len(load_data('ILSVRC/imagenet-1k').train))"
     last_words(forks("python", load, HF_TOKEN=""), 2, GATE.format("datasets/ILSVRC/imagenet-1k"))
     hub.accepted.add(("datasets", "ILSVRC/imagenet-1k"))
     done = forks("python", load)

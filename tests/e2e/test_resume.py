@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_gdkd.cli import run
-from scripts.distill import main
+from hf_gdkd.commands.arguments import run
+from hf_gdkd.scripts.distill import main
 
 DEMO = Path(__file__).parents[2] / "scripts/demo"
 
@@ -38,7 +38,7 @@ def test_resuming(tmp_path, capsys):
 
 def digits_in_a_folder(folder: Path) -> str:
     """The digits as images, one sub-folder a class and split."""
-    from hf_gdkd.data import load_digits
+    from hf_gdkd.data.loading import load_digits
 
     for split, rows in load_digits().items():
         for i, row in enumerate(rows.select(range(50))):

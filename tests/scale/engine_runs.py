@@ -34,10 +34,10 @@ from transformers import (
 )
 
 from hf_gdkd import GDKDConfig, GDKDTrainer
-from hf_gdkd.engines import place_teacher
 from hf_gdkd.errors import InputError, TrainingError
-from hf_gdkd.models import load_model
-from hf_gdkd.teacher import Ensemble, Teacher
+from hf_gdkd.models.loading import load_model
+from hf_gdkd.training.distributed import place_teacher
+from hf_gdkd.training.teacher import Ensemble, Teacher
 
 CLASSES, SIZE = 7, 32
 FSDP2 = {"fsdp": True}

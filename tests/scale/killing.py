@@ -27,10 +27,10 @@ from PIL import Image
 from transformers import PrinterCallback, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_gdkd import GDKDConfig, GDKDTrainer
-from hf_gdkd.checkpoints import checkpoint_to_resume, is_whole
-from hf_gdkd.cli import quiet, run
-from hf_gdkd.ema import EMA
-from hf_gdkd.views import Augmented, TrainTransform, View, collate
+from hf_gdkd.commands.arguments import quiet, run
+from hf_gdkd.data.views import Augmented, TrainTransform, View, collate
+from hf_gdkd.training.checkpoints import checkpoint_to_resume, is_whole
+from hf_gdkd.training.ema import EMA
 
 SEED, CLASSES, SIZE, SAMPLES = 20, 5, 8, 42  # 42 = 10 * 4 + 2: 11 micro-batches, 6 steps an epoch
 OPTIONS = {

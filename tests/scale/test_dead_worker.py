@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from test_topology import launch
+from launch import launch
 
 WORKER = Path(__file__).with_name("dead_worker.py")
 

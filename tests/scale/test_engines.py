@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_gdkd.errors import InputError
-from hf_gdkd.teacher import Teacher
+from hf_gdkd.training.teacher import Teacher
 
 WORKER = Path(engine_runs.__file__)
 PARTS = ("loss", "grad_norm", "ce", "kd", "high", "low_top", "low_other")

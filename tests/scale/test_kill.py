@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_gdkd.cli import EXIT_CODES
+from hf_gdkd.commands.arguments import EXIT_CODES
 from hf_gdkd.errors import TrainingError
 
 DRIVER = Path(__file__).with_name("killing.py")

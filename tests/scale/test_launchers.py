@@ -18,9 +18,9 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from torch.distributed.fsdp import StateDictType
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from hf_gdkd.data import load_data
-from hf_gdkd.evaluation import measure_teacher
-from hf_gdkd.teacher import Teacher
+from hf_gdkd.data.loading import load_data
+from hf_gdkd.evaluation.measurement import measure_teacher
+from hf_gdkd.training.teacher import Teacher
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 DISTILL = str(SCRIPTS / "distill.py")

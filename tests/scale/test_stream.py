@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from test_streaming import parquet
-from test_topology import launch
+from launch import launch
+from pictures import parquet
 
 WORKER = Path(__file__).with_name("stream.py")
 

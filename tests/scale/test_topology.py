@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from launch import launch
 from safetensors.torch import load_file
 
 WORKER = Path(__file__).with_name("topology.py")
@@ -23,14 +24,6 @@ TOPOLOGIES = {  # processes, batch of a process, micro-batches a step
 }
 # Accelerate evens the last batches of two processes out with the first samples of the epoch.
 REPEATED = [*range(RAGGED), *range(WHOLE - RAGGED)]
-
-
-def launch(jobs: Path, processes: int, worker: Path = WORKER) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(worker), str(jobs)], env=env, text=True, capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +44,7 @@ def runs(tmp_path_factory):
                     jobs.append({"name": name, "indices": indices, "loss": loss, **options})
         file = folder / f"{processes}.json"
         file.write_text(json.dumps(jobs))
-        launch(file, processes)
+        launch(file, processes, WORKER)
     return {
         key: (
             torch.cat([t.flatten() for t in load_file(folder / f"{name}.safetensors").values()]),

@@ -1,0 +1,220 @@
+"""What a comparison of losses runs on one data set: its YAML file turned into runs of distill.py."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..commands.arguments import as_flags, parse
+from ..errors import InputError, first_sentence
+from .results import Row, Section, Trial
+
+Settings = dict[str, Any]  # flags of distill.py
+ALWAYS: Settings = {"student_init": "random", "disable_tqdm": True, "overwrite": True}
+ONCE: Settings = {"eval_strategy": "no", "save_strategy": "no"}
+EVERY_EPOCH: Settings = {  # the output folder then holds the last epoch, its only checkpoint the best
+    **{"eval_strategy": "epoch", "save_strategy": "best", "metric_for_best_model": "top1"},
+    **{"save_only_model": True, "save_total_limit": 1},
+}
+FIXED = ("dataset", "train_split", "eval_split", "validation_rows", "seed", "teacher", "output_dir")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Work for a worker: what to do (`KINDS`), the flags to do it with, and the folder where the result goes."""
+
+    kind: str
+    folder: Path
+    flags: Settings
+
+    def result(self) -> Settings | None:
+        """`metrics`, or `error` where the loss was not finite; None when it is not done, or was with other flags."""
+        try:
+            result = json.loads((self.folder / f"{self.kind}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return result if result["flags"] == self.flags else None
+
+    def metrics(self) -> Settings:
+        return (self.result() or {}).get("metrics", {})
+
+
+@dataclass
+class Comparison:
+    """What one YAML file says.
+
+    Raises:
+        InputError: a key that is missing or unknown, budgets that differ, a test split that would be looked at, or a
+            setting that distill.py refuses.
+    """
+
+    name: str
+    folder: Path
+    dataset: str
+    teacher: str | Settings  # a model, or the settings that train one
+    students: dict[str, Settings]
+    losses: dict[str, list[Settings]]  # trials by row of the table; a row's name is its loss, unless a trial names one
+    trials: int  # of every row
+    seeds: list[int]
+    tuning_seed: int
+    validation: Settings  # what tuning and the choice of the best epoch look at: validation_rows or eval_split
+    test_split: str
+    training: Settings = field(default_factory=dict)  # of all students
+    carried_seeds: list[int] | None = None  # of the settings that were tuned on other data sets; None: all seeds
+    remarks: str = ""  # for the report, on what it shows
+    others: list[Comparison] = field(default_factory=list)  # whose tuned settings are tried here too
+
+    @classmethod
+    def read(cls, path: Path, output_dir: Path) -> Comparison:
+        try:
+            spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"{path} cannot be read: {first_sentence(error)}") from error
+        keys = {each.name for each in fields(cls)} - {"name", "folder", "others"}
+        for what, names in (
+            ("lacks", keys - {"training", "carried_seeds", "remarks"} - set(spec)),
+            ("has an unknown key", set(spec) - keys),
+        ):
+            if names:
+                raise InputError(f"{path} {what} {min(names)}: its keys are {', '.join(sorted(keys))}.")
+        return cls(path.stem, output_dir / path.stem, **spec)
+
+    def __post_init__(self) -> None:
+        for row, trials in self.losses.items():
+            if len(trials) != self.trials:
+                raise InputError(
+                    f"{self.name}: {row} has {len(trials)} trials, and trials is {self.trials}: give every loss the "
+                    "same budget."
+                )
+        if missing := {"ce", "kd"} - self.losses.keys():
+            raise InputError(f"{self.name}: losses lacks {min(missing)}, to which the others are compared: add it.")
+        trained = {"teacher": self.teacher} if isinstance(self.teacher, dict) else {}
+        for what, settings in {"validation": self.validation, **trained}.items():
+            split = "validation_rows" not in settings and settings.get("eval_split", self.test_split)
+            if split == self.test_split:
+                raise InputError(
+                    f"{self.name}: {what} would look at the test split {self.test_split}: give it validation_rows, "
+                    "or another eval_split."
+                )
+        if not set(self.carried_seeds or ()) <= set(self.seeds):
+            raise InputError(f"{self.name}: carried_seeds holds some that are not among the seeds: take them out.")
+        trials = [trial for trials in self.losses.values() for trial in trials]
+        for settings in (self.training, *self.students.values(), *trials):
+            if wrong := settings.keys() & set(FIXED):
+                raise InputError(f"{self.name}: {min(wrong)} cannot be set for some runs alone: take it out.")
+        for job in self.teachers() + self.tuning():
+            parse(as_flags(job.flags))
+
+    def teachers(self) -> list[Job]:
+        if isinstance(self.teacher, str):
+            return []
+        flags = ALWAYS | ONCE | {"loss": "ce", "dataset": self.dataset} | self.teacher
+        digest = hashlib.sha256(json.dumps(flags, sort_keys=True).encode()).hexdigest()
+        return [Job("train", self.folder / f"teacher-{digest[:8]}", flags)]  # students of another one are trained anew
+
+    def _flags(self, student: str, row: str, settings: Settings, seed: int) -> Settings:
+        flags = ALWAYS | {"dataset": self.dataset, "seed": seed, "loss": row}
+        flags |= self.validation | self.training | self.students[student] | settings
+        if flags["loss"] != "ce":
+            flags["teacher"] = [str(self.teachers()[0].folder) if self.teachers() else self.teacher]
+        return flags
+
+    def trials_of(self, student: str, row: str) -> list[Job]:
+        folder, seed = self.folder / "tuning" / student / row, self.tuning_seed
+        trials = self.losses[row]
+        return [Job("train", folder / describe(t), self._flags(student, row, t, seed) | ONCE) for t in trials]
+
+    def tuning(self) -> list[Job]:
+        return [job for student in self.students for row in self.losses for job in self.trials_of(student, row)]
+
+    def chosen(self, student: str, row: str) -> Settings:
+        """The trial that was best on the validation rows; the first of several."""
+        scores = [job.metrics().get("top1", -1.0) for job in self.trials_of(student, row)]
+        return self.losses[row][scores.index(max(scores))]
+
+    def tuned(self, student: str, row: str) -> dict[str, Settings]:
+        """The settings to train with every seed, by the data set that they were tuned on."""
+        there = [other for other in self.others if student in other.students and row in other.losses]
+        return {each.name: each.chosen(student, row) for each in (self, *there)}
+
+    def final(self, student: str, row: str, settings: Settings, seed: int) -> Job:
+        folder = self.folder / "final" / student / row / describe(settings) / f"seed{seed}"
+        return Job("train", folder, self._flags(student, row, settings, seed) | EVERY_EPOCH)
+
+    def seeds_of(self, tuned_on: str) -> list[int]:
+        """The seeds that a setting is trained with."""
+        return self.seeds if tuned_on == self.name or self.carried_seeds is None else self.carried_seeds
+
+    def finals(self) -> list[Job]:
+        """Seed by seed, so that a machine that grows busy slows all losses alike."""
+        rows = [(student, row) for student in self.students for row in self.losses]
+        tuned = [(*pair, *each) for pair in rows for each in self.tuned(*pair).items()]
+        jobs = [
+            self.final(student, row, settings, seed)
+            for seed in self.seeds
+            for student, row, tuned_on, settings in tuned
+            if seed in self.seeds_of(tuned_on)
+        ]
+        return list({job.folder: job for job in jobs}.values())
+
+    def peak(self, student: str, row: str) -> Job:
+        flags = self._flags(student, row, self.chosen(student, row), self.tuning_seed) | ONCE | {"max_steps": 3}
+        return Job("peak", self.folder / "peak" / student / row, flags)
+
+    def peaks(self) -> list[Job]:
+        return [self.peak(student, row) for student in self.students for row in self.losses]
+
+    def test(self, job: Job) -> Job:
+        flags = {key: value for key, value in job.flags.items() if key not in ("train_rows", "validation_rows")}
+        return Job("test", job.folder, flags | {"eval_split": self.test_split})
+
+    def tests(self) -> list[Job]:
+        return [self.test(job) for job in self.teachers() + self.finals() if job.metrics()]
+
+    def rows(self) -> list[Row]:
+        """The rows of the report, from what the jobs left."""
+        return [
+            self.row(student, row, tuned_on, settings)
+            for student in self.students
+            for row in self.losses
+            for tuned_on, settings in self.tuned(student, row).items()
+        ]
+
+    def row(self, student: str, row: str, tuned_on: str, settings: Settings) -> Row:
+        jobs = {seed: self.final(student, row, settings, seed) for seed in self.seeds_of(tuned_on)}
+        metrics = {seed: job.metrics() for seed, job in jobs.items() if job.metrics()}
+        tested = {seed: self.test(jobs[seed]).metrics() for seed in metrics}
+        return Row(
+            dataset=self.name, student=student, loss=row, tuned_on=tuned_on, settings=settings,
+            last={seed: numbers["last"]["top1"] for seed, numbers in tested.items()},
+            best={seed: numbers["best"]["top1"] for seed, numbers in tested.items()},
+            ms_per_step=[numbers["ms_per_step"] for numbers in metrics.values()],
+            extra_parameters=max((numbers["extra_parameters"] for numbers in metrics.values()), default=0),
+            peak_mb=self.peak(student, row).metrics().get("peak_mb"),
+        )  # fmt: skip
+
+    def section(self) -> Section:
+        about = Path(self.dataset, "about.md")
+        teacher = [self.test(job).metrics()["last"] for job in self.teachers()]
+        trials = [
+            Trial(student, row, trial, job.metrics().get("top1"), trial == self.chosen(student, row))
+            for student in self.students
+            for row in self.losses
+            for trial, job in zip(self.losses[row], self.trials_of(student, row), strict=True)
+        ]
+        return Section(
+            self.name, about.read_text(encoding="utf-8") if about.is_file() else self.dataset, self.rows(), trials,
+            teacher[0] if teacher else None, {"validation": self.validation, "training": self.training} | self.students,
+            self.remarks,
+        )  # fmt: skip
+
+
+def describe(settings: Settings) -> str:
+    """Settings as the name of a folder."""
+    return re.sub(r"[^\w=.,-]+", "_", ",".join(f"{key}={value}" for key, value in settings.items())) or "default"

@@ -1,0 +1,169 @@
+"""Hidden features of any image classifier, read by hooks on its own forward pass, for the losses on features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..losses import Features
+
+MAX_STAGES = 4
+MAX_PREFIX = 5  # tokens before those of the grid: class, distillation, registers
+
+
+class Collector:
+    """The stages of a model, from shallow to deep, and the features that enter its classifier head.
+
+    The stages are the last modules before the resolution shrinks, at most four; for a model of one resolution, such
+    as a ViT, the blocks at 1/4, 1/2, 3/4 and the end of its depth. Tokens (N, L, D) become maps (N, D, H, W) without
+    those that come before their square grid, and square maps with channels last are turned. The head is the last linear
+    layer, or convolution of 1 x 1 maps, that runs.
+
+    Args:
+        model: an image classifier.
+        run: runs it once, on two images.
+        layers: names of modules, as in `named_modules`, whose outputs are the stages instead.
+        name: what messages call the model.
+
+    Raises:
+        InputError: a module that does not exist, does not run, or gives no map.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        run: Callable[[], object],
+        layers: Sequence[str] | None = None,
+        *,
+        name: str = "model",
+    ) -> None:
+        self.model, self._seen = model, {}
+        visits = _trace(model, run)
+        if layers is not None:
+            _check_layers(layers, model, visits, name)
+        self.layers = list(_stages(model, visits) if layers is None else layers)
+        heads = [v for v in visits.values() if isinstance(v.module, nn.Linear) and v.ndim == 2]
+        heads += [v for v in visits.values() if isinstance(v.module, nn.Conv2d) and v.grid == (1, 1)]
+        self.head = max(heads, key=lambda v: v.left).module if heads else None
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """While this is open, each forward pass of the model leaves its features for `take`."""
+        with ExitStack() as hooks:
+            for name in self.layers:
+                handle = self.model.get_submodule(name).register_forward_hook(partial(self._keep, name))
+                hooks.callback(handle.remove)
+            if self.head is not None:
+                hooks.callback(self.head.register_forward_pre_hook(self._keep_pooled).remove)
+            yield
+
+    def _keep(self, name: str, module: nn.Module, args: tuple, output: object) -> None:
+        self._seen[name] = _as_map(_tensor(output))
+
+    def _keep_pooled(self, module: nn.Module, args: tuple) -> None:
+        self._seen["pooled"] = args[0].flatten(1)
+
+    def take(self) -> Features:
+        """The features of the last forward pass, which are then let go."""
+        seen, self._seen = self._seen, {}
+        return Features([seen[name] for name in self.layers], seen.get("pooled"))
+
+
+class _Visit(NamedTuple):
+    """One run of a module: when it ended, and the (H, W) of its output where that is a map."""
+
+    module: nn.Module
+    left: int
+    grid: tuple[int, int] | None
+    ndim: int
+
+
+def _trace(model: nn.Module, run: Callable[[], object]) -> dict[str, _Visit]:
+    """How the modules run, by name; without those that run twice, or return something else than a tensor."""
+    visits: dict[str, _Visit | None] = {}
+
+    def leave(name: str, module: nn.Module, args: tuple, output: object) -> None:
+        tensor, again = _tensor(output), name in visits
+        usable = tensor is not None and not again
+        visits[name] = _Visit(module, len(visits), _grid(tensor), tensor.ndim) if usable else None
+
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in model.named_modules():
+            hooks.callback(module.register_forward_hook(partial(leave, name)).remove)
+        run()
+    return {name: visit for name, visit in visits.items() if visit is not None}
+
+
+def _stages(model: nn.Module, visits: dict[str, _Visit]) -> list[str]:
+    """The names of the stages: children of the module whose children have the most resolutions.
+
+    Of equals, lists of modules come first, then those with more children, then the outermost. What holds under a
+    quarter of all modules is no trunk, but a stem, a block or a head.
+    """
+    best, stages, blocks = (0, False, 0), {}, []
+    for name, module in model.named_modules():
+        listed = isinstance(module, nn.ModuleList | nn.Sequential)
+        prefix = f"{name}." if name else ""
+        children = [prefix + child for child, _ in module.named_children()]
+        children = [child for child in children if child in visits and visits[child].grid not in (None, (1, 1))]
+        within = sum(other.startswith(prefix) for other in visits)
+        if not children or within < len(visits) / 4:
+            continue
+        children.sort(key=lambda child: visits[child].left)
+        last: dict[tuple[int, int], str] = {}
+        for child in children:
+            if not last or math.prod(visits[child].grid) <= min(map(math.prod, last)):
+                last[visits[child].grid] = child
+        score = (len(last), listed, len(children))
+        if score > best:
+            best, stages, blocks = score, last, children
+    if len(stages) == 1:
+        return list(dict.fromkeys(blocks[math.ceil(len(blocks) * part / MAX_STAGES) - 1] for part in range(1, 5)))
+    return list(stages.values())[-MAX_STAGES:]
+
+
+def _check_layers(layers: Sequence[str], model: nn.Module, visits: dict[str, _Visit], owner: str) -> None:
+    modules = dict(model.named_modules())
+    for layer in layers:
+        if layer not in modules:
+            close = get_close_matches(layer, modules, n=3) or _stages(model, visits)
+            raise InputError(f"the {owner} has no module {layer!r}: choose one such as {', '.join(close)}.")
+        if layer not in visits or visits[layer].grid is None:
+            raise InputError(
+                f"module {layer!r} of the {owner} does not give one map (N, C, H, W), or tokens (N, L, D) of a square "
+                "grid, a pass: name a stage or a block of the model."
+            )
+
+
+def _tensor(value: object) -> Tensor | None:
+    """A tensor, or the first in a tuple; what a model returns by names is none."""
+    if isinstance(value, tuple | list):
+        return next((item for item in value if isinstance(item, Tensor)), None)
+    return value if isinstance(value, Tensor) else None
+
+
+def _as_map(x: Tensor) -> Tensor | None:
+    """(N, C, H, W) from itself, from square maps (N, H, W, C) or from tokens (N, L, D); None where it is neither."""
+    if x.ndim == 4:
+        last = x.shape[1] == x.shape[2] != x.shape[3]
+        return x.permute(0, 3, 1, 2) if last else x
+    if x.ndim == 3:
+        side = math.isqrt(x.shape[1])
+        prefix = x.shape[1] - side**2
+        if side > 1 and prefix <= MAX_PREFIX:
+            return x[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
+    return None
+
+
+def _grid(x: Tensor | None) -> tuple[int, int] | None:
+    """(H, W) where a tensor of two images is a map."""
+    grid = None if x is None or x.shape[:1] != (2,) else _as_map(x)
+    return None if grid is None else tuple(grid.shape[2:])

@@ -1,0 +1,203 @@
+"""Teacher: what the student listens to; one model, or several whose probabilities are averaged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.views import View
+from ..errors import InputError
+from ..models.class_matching import match_labels
+from ..models.loading import class_names, load_processor, load_teacher
+
+
+def logits_of(outputs: object) -> Tensor:
+    """The logits (N, C) in what a model returned: a tensor, an output with `.logits`, a tuple that begins with them."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    return outputs.logits if hasattr(outputs, "logits") else outputs[0]
+
+
+class Teacher:
+    """A frozen model that turns a batch into logits in the student's label space, on the student's device.
+
+    It is no `nn.Module`: whatever holds it never sees its parameters, so they reach neither the optimizer nor a
+    checkpoint.
+
+    Args:
+        model: image classifier; frozen and set to eval mode here, and cast to `dtype` when that is given.
+        dtype: precision of its forward pass, also under autocast, as a dtype or its name; None keeps the model's own.
+        columns: index (C,) of the teacher's class for each of the student's classes; None when they are the same.
+        renormalize: (scale, shift), each of shape (3,): teacher pixels = student pixels * scale + shift, for a
+            teacher whose view differs from the student's in mean and std only.
+        view: how the model sees an image; None: as the student does.
+        name: what messages call it.
+        pixels: key of its own view in a batch; without it, `pixel_values` serve.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        dtype: torch.dtype | str | None = None,
+        columns: Tensor | None = None,
+        renormalize: tuple[Tensor, Tensor] | None = None,
+        view: View | None = None,
+        name: str = "teacher",
+        pixels: str = "teacher_pixel_values",
+    ) -> None:
+        self.model = model.requires_grad_(False).eval()
+        if isinstance(dtype, str):
+            dtype = getattr(torch, dtype)
+        if dtype is not None:
+            self.model.to(dtype)
+        self.dtype, self.columns, self.view, self.name, self.pixels = dtype, columns, view, name, pixels
+        self.renormalize = renormalize and tuple(t.view(3, 1, 1) for t in renormalize)
+        self._finite = False
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> Teacher:
+        """A teacher with its own view, by the name of a model; see `models.load_teacher` for names and errors."""
+        source = {"revision": revision, "trust_remote_code": trust_remote_code}
+        view = View(load_processor(name, **source))
+        return cls(load_teacher(name, **source), view=view, name=name, **options)
+
+    def match(
+        self,
+        label_names: Sequence[str],
+        student_view: View,
+        label_map: Mapping[str, str] | None = None,
+        *,
+        data_name: str = "data set",
+    ) -> None:
+        """Answer in the label space of a data set, fed with the student's pixels where the own view allows.
+
+        Sets `columns`, and `renormalize` where the views differ in mean and std only.
+
+        Raises:
+            InputError: classes that do not match by name; see `match_labels`.
+        """
+        names = class_names(self.model)
+        columns = match_labels(names, label_names, label_map, source_name=self.name, target_name=data_name)
+        self.columns = None if columns == list(range(len(names))) else torch.tensor(columns)
+        if self.view.same_geometry(student_view) and not self.view.same_normalization(student_view):
+            scale, shift = student_view.renormalize_to(self.view)
+            self.renormalize = scale.view(3, 1, 1), shift.view(3, 1, 1)
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of classes of its logits; None when the model does not tell."""
+        if self.columns is not None:
+            return len(self.columns)
+        return getattr(getattr(self.model, "config", None), "num_labels", None)
+
+    def to(self, device: torch.device) -> Teacher:
+        """Move everything the teacher needs to `device`.
+
+        Raises:
+            InputError: it does not fit there.
+        """
+        if device.type == "cuda":
+            self._check_memory(device)
+        self.model.to(device)
+        if self.columns is not None:
+            self.columns = self.columns.to(device)
+        if self.renormalize is not None:
+            self.renormalize = tuple(t.to(device) for t in self.renormalize)
+        return self
+
+    def _check_memory(self, device: torch.device) -> None:
+        needed = sum(t.nbytes for t in self.model.parameters() if t.device.type != device.type)
+        free, _ = torch.cuda.mem_get_info(device)
+        if needed > free:
+            raise InputError(
+                f"the teacher {self.name} takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}: "
+                "give --teacher_dtype bfloat16, a smaller teacher, or, with several processes, --shard_teacher true."
+            )
+
+    def compile(self, **options: Any) -> None:
+        """Compile the model's forward pass; options as `torch.compile`'s."""
+        self.model.compile(**options)
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits (N, C) for a batch with `pixel_values` (N, 3, H, W), or `teacher_pixel_values` where views differ.
+
+        Raises:
+            InputError: the first batch's logits are not finite.
+        """
+        own = self.pixels in batch
+        pixels = batch[self.pixels if own else "pixel_values"]
+        if self.renormalize is not None and not own:
+            scale, shift = self.renormalize
+            pixels = torch.addcmul(shift, pixels, scale)
+        parameter = next(self.model.parameters(), pixels)
+        with nullcontext() if self.dtype is None else torch.autocast(pixels.device.type, enabled=False):
+            logits = logits_of(self.model(pixels.to(parameter.dtype)))
+        if self.columns is not None:
+            logits = logits.index_select(-1, self.columns)
+        if not self._finite:
+            self._check(logits)
+        return logits
+
+    def _check(self, logits: Tensor) -> None:
+        bad = (~logits.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        if bad:
+            raise InputError(
+                f"the teacher's logits are NaN or infinite for {len(bad)} of the first batch's {len(logits)} images "
+                f"(rows {bad[:5]}): check its weights, or use --teacher_dtype float32."
+            )
+        self._finite = True
+
+
+def mean_prediction(logits: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
+    """The logarithm of the weighted mean of the probabilities (T = 1) of logits (N, C) each: (N, C) in float32.
+
+    Raises:
+        InputError: another number of weights than of logits, or a weight that is not positive.
+    """
+    weights = [1.0] * len(logits) if weights is None else list(weights)
+    if len(weights) != len(logits) or not all(math.isfinite(w) and w > 0 for w in weights):
+        raise InputError(f"teacher_weights are {weights}: give a positive number for each of {len(logits)} teachers.")
+    log_weights = [math.log(w / sum(weights)) for w in weights]
+    pairs = zip(logits, log_weights, strict=True)
+    return torch.stack([each.float().log_softmax(-1) + w for each, w in pairs]).logsumexp(0)
+
+
+class Ensemble:
+    """Several teachers as one, by the mean of their probabilities; each has a view and columns of its own.
+
+    They run one after the other: beside their weights, the activations of one are held at a time, and all logits.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], weights: Sequence[float] | None = None) -> None:
+        self.teachers, self.weights = list(teachers), weights
+
+    @property
+    def num_labels(self) -> int | None:
+        return next((teacher.num_labels for teacher in self.teachers if teacher.num_labels is not None), None)
+
+    def to(self, device: torch.device) -> Ensemble:
+        for teacher in self.teachers:
+            teacher.to(device)
+        return self
+
+    def compile(self, **options: Any) -> None:
+        for teacher in self.teachers:
+            teacher.compile(**options)
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Log-probabilities (N, C) in float32; errors as `mean_prediction`'s."""
+        return mean_prediction([teacher(batch) for teacher in self.teachers], self.weights)

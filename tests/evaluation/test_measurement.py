@@ -1,0 +1,100 @@
+"""Predictions equal a direct loop; sizes are those of networks that one can count by hand."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
+from torch import nn
+from transformers import ViTImageProcessor
+
+from hf_gdkd.data.loading import load_data
+from hf_gdkd.data.views import View
+from hf_gdkd.errors import InputError
+from hf_gdkd.evaluation.measurement import check_teacher, predict, size_of
+from hf_gdkd.evaluation.metrics import classification_metrics
+from hf_gdkd.training.teacher import Teacher
+
+VIEW = View(ViTImageProcessor(size={"height": 8, "width": 8}))
+
+
+def pictures(count, labelled=True):
+    generator = np.random.default_rng(0)
+    images = [PILImage.fromarray(generator.integers(0, 256, (9 + i % 3, 12, 3), dtype=np.uint8)) for i in range(count)]
+    columns, features = {"image": images}, {"image": Image()}
+    if labelled:
+        columns, features = columns | {"labels": [i % 4 for i in range(count)]}, features | {"labels": ClassLabel(4)}
+    return Dataset.from_dict(columns, Features(features))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 8 * 8, 4))
+
+
+@pytest.mark.parametrize("count, batch_size", [(11, 4), (3, 64), (8, 8)])
+def test_predict_equals_a_direct_loop(count, batch_size):
+    rows, model = pictures(count), network()
+    logits, labels, speed = predict(model, rows, VIEW, batch_size=batch_size)
+    with torch.no_grad():
+        direct = torch.cat([model.eval()(VIEW.exact([row["image"]])) for row in rows]).numpy()
+    np.testing.assert_allclose(logits, direct, rtol=1e-5, atol=1e-6)
+    assert labels.tolist() == rows["labels"][:] and logits.dtype == np.float32
+    assert speed > 0
+    assert classification_metrics(logits, labels)["top1"] == (direct.argmax(-1) == labels).mean()
+
+
+def test_predict_without_labels():
+    logits, labels, _ = predict(network(), pictures(5, labelled=False), VIEW)
+    assert logits.shape == (5, 4) and labels is None
+
+
+def test_predict_takes_outputs_with_logits():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, pixel_values):
+            return SimpleNamespace(logits=self.inner(pixel_values))
+
+    plain, _, _ = predict(network(), pictures(5), VIEW)
+    np.testing.assert_array_equal(predict(Wrapped(), pictures(5), VIEW)[0], plain)
+
+
+def test_size_of_linear():
+    assert size_of(network(), VIEW) == {"parameters": 192 * 4 + 4, "flops": 2 * 192 * 4}
+
+
+def test_size_of_convolution():
+    """8 x 8 outputs of 5 channels, each of 3 x 3 x 3 multiply-adds."""
+    model = nn.Conv2d(3, 5, 3, padding=1)
+    assert size_of(model, VIEW) == {"parameters": 5 * 27 + 5, "flops": 2 * 64 * 5 * 27}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_size_of_leaves_the_mode(training):
+    model = network().train(training)
+    size_of(model, VIEW)
+    assert model.training is training
+
+
+def test_a_teacher_near_chance_is_refused_unless_allowed():
+    data = load_data("digits")
+
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.arange(10.0))
+
+        def forward(self, pixel_values):
+            return self.bias.expand(len(pixel_values), -1)
+
+    teacher = Teacher(Constant(), view=VIEW)
+    with pytest.raises(
+        InputError, match=r"top-1 accuracy is \d+\.\d% on 360 samples, near chance \(10\.0%\).*label_map"
+    ):
+        check_teacher(teacher, data.eval)
+    assert check_teacher(teacher, data.eval, allow_weak=True) == pytest.approx(0.1, abs=0.05)

@@ -1,0 +1,138 @@
+"""A DataLoader worker that dies or hangs ends the run with a sentence and a whole checkpoint, and never with a hang."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import torch
+from tiny_training import CLASSES, SIZE, config, distil, make, make_data, weights
+from torch import nn
+from torch.utils.data import Dataset, get_worker_info
+from transformers import TrainerCallback
+
+from hf_gdkd import GDKDTrainer
+from hf_gdkd.errors import InputError, TrainingError
+from hf_gdkd.training.dataloader_workers import release
+
+pytestmark = pytest.mark.timeout(120)
+KILLED = r"^DataLoader worker .*(killed by signal: Killed|exited unexpectedly)\."  # as soon as it is seen
+STEPS = 32  # two epochs of 31 samples
+OPTIONS = {
+    **{"loss": "ce", "num_train_epochs": 2, "per_device_train_batch_size": 2, "optim": "adamw_torch"},
+    **{"trainer": GDKDTrainer, "dataloader_num_workers": 2, "dataloader_timeout": 2, "learning_rate": 0.01},
+}
+
+
+def student():
+    """Dropout, a shuffled order, Adam: a state that is not whole, or random numbers astray, would show."""
+    return make(lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * SIZE * SIZE, CLASSES)))
+
+
+class Faulty(Dataset):
+    """Reading the row `fatal` (None: any row) in this epoch is the end of the worker that does it."""
+
+    def __init__(self, end, epoch=0, fatal=None):
+        self.rows, self.end, self.fatal, self.epoch, self.now = make_data(), end, fatal, epoch, 0
+
+    def set_epoch(self, epoch):
+        self.now = epoch
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row):
+        if self.now == self.epoch and self.fatal in (None, row) and get_worker_info() is not None:
+            self.end()
+        return self.rows[row]
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hung():
+    time.sleep(1000)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run whose workers live."""
+    return distil(tmp_path_factory.mktemp("whole"), student(), **OPTIONS)
+
+
+def checkpoint_of(error):
+    text = str(error.value)
+    assert "\n" not in text and text.endswith("where memory is short.")
+    return text.split(" is in ")[1].split(". Go on")[0]
+
+
+def assert_goes_on(checkpoint, folder, whole, **options):
+    """The resumed run is, to the last bit, the run whose workers live."""
+    resumed = distil(folder, student(), resume=checkpoint, **OPTIONS | options)
+    assert resumed.state.global_step == whole.state.global_step == STEPS
+    torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "end, said, epoch, row, steps",
+    [
+        (killed, KILLED, 0, 8, range(8, 14)),
+        (killed, KILLED, 1, None, [16]),  # both workers, and the state is between two epochs
+        (hung, r"^DataLoader timed out after 2 seconds\.", 0, 8, [13]),
+    ],
+    ids=["killed", "killed between epochs", "hung"],
+)
+def test_the_run_ends_and_goes_on_exactly(tmp_path, whole, end, said, epoch, row, steps):
+    with pytest.raises(TrainingError, match=said) as caught:
+        distil(tmp_path, student(), data=Faulty(end, epoch, row), **OPTIONS)
+    checkpoint = checkpoint_of(caught)
+    assert int(checkpoint.split("-")[-1]) in steps
+    assert_goes_on(checkpoint, tmp_path, whole)
+
+
+class Killer(TrainerCallback):
+    """Kills the workers between the gradients and the update of step 4."""
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            time.sleep(0.2)  # the signal has come
+
+
+def test_a_step_that_has_begun_is_finished_first(tmp_path, whole):
+    with pytest.raises(TrainingError, match=r"The state after step 4 is in") as caught:
+        distil(tmp_path, student(), callbacks=[Killer()], **OPTIONS)
+    assert_goes_on(checkpoint_of(caught), tmp_path, whole)
+
+
+def test_a_worker_of_the_evaluation(tmp_path):
+    class Evaluated(GDKDTrainer):
+        def get_eval_dataloader(self, eval_dataset=None):
+            return super().get_eval_dataloader(Faulty(killed))
+
+    often = {"eval_strategy": "steps", "eval_steps": 5}
+    with pytest.raises(TrainingError, match=rf"{KILLED} The state after step 5 is in") as caught:
+        distil(tmp_path, student(), **OPTIONS | often | {"trainer": Evaluated})
+    whole = distil(tmp_path / "whole", student(), **OPTIONS | often)
+    assert_goes_on(checkpoint_of(caught), tmp_path, whole, **often)
+
+
+def test_torch_raises_as_ever_after_training(tmp_path, whole):
+    """Outside of training, the handler is torch's own again."""
+    release()  # what an earlier test held back
+    assert "torch" in signal.getsignal(signal.SIGCHLD).__module__
+    args = config(tmp_path, "ce", dataloader_num_workers=2)
+    trainer = GDKDTrainer(student(), None, args, eval_dataset=Faulty(killed))
+    with pytest.raises(TrainingError, match=rf"{KILLED} Go on"):
+        trainer.evaluate()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_the_limit_is_a_number():
+    with pytest.raises(InputError, match="dataloader_timeout is -1"):
+        config("x", dataloader_timeout=-1)

@@ -1,0 +1,82 @@
+"""The moving average equals a plain loop's; it is what is evaluated, saved, resumed and kept as the best."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_training import Normed, NormedTeacher, Plain, Record, config, distil, make, make_data, vit, weights
+
+from hf_gdkd.errors import InputError
+from hf_gdkd.training.ema import FILE
+from hf_gdkd.training.trainer import GDKDTrainer
+
+DECAY = 0.5
+
+
+def test_the_average_is_that_of_a_plain_loop(tmp_path):
+    record = Record()
+    student = make(Normed)
+    average = {name: t.clone() for name, t in student.state_dict().items()}
+    options = {"num_train_epochs": 2, "eval_strategy": "epoch", "callbacks": [record]}
+    trainer = distil(tmp_path, student, ema_decay=DECAY, **options)
+    raw = record.steps
+    assert len(raw) == 6
+    averages = []
+    for n, step in enumerate(raw, start=1):
+        kept = min(DECAY, (1 + n) / (10 + n))
+        for name, value in step.items():
+            average[name] = kept * average[name] + (1 - kept) * value if value.is_floating_point() else value
+        averages.append(dict(average))
+    torch.testing.assert_close(record.evaluated[0], averages[2])
+    torch.testing.assert_close(dict(trainer.model.state_dict()), averages[5])
+    plain = distil(tmp_path, make(Normed), **options | {"callbacks": None})
+    torch.testing.assert_close(dict(plain.model.state_dict()), raw[-1], rtol=0, atol=0)  # training itself is the same
+    assert not torch.allclose(weights(plain), weights(trainer))
+
+
+def test_checkpoints_hold_both_and_resume_is_exact(tmp_path):
+    options = {"ema_decay": DECAY, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+    whole = distil(tmp_path / "a", make(vit), trainer=GDKDTrainer, **options)
+    checkpoint = tmp_path / "a/checkpoint-2"
+    raw, average = load_file(checkpoint / "model.safetensors"), load_file(checkpoint / FILE)
+    assert len(raw) == len(average)
+    resumed = distil(tmp_path / "b", make(vit, 9), trainer=GDKDTrainer, resume=str(checkpoint), **options)
+    assert torch.equal(weights(whole), weights(resumed))
+    (checkpoint / FILE).unlink()
+    with pytest.raises(InputError, match="was saved without ema_decay"):
+        distil(tmp_path / "c", make(vit), trainer=GDKDTrainer, resume=str(checkpoint), **options)
+
+
+@pytest.mark.parametrize("build", [vit, Plain])
+def test_what_is_saved_at_the_end_is_what_was_evaluated(tmp_path, build):
+    trainer = distil(tmp_path, make(build), ema_decay=DECAY, num_train_epochs=2, eval_strategy="epoch")
+    last = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row][-1]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(last, rel=1e-6)
+    trainer.save_model()
+    assert not (tmp_path / FILE).exists()
+    saved = torch.cat([t.flatten() for t in load_file(tmp_path / "model.safetensors").values()])
+    assert saved.sum() == pytest.approx(float(weights(trainer).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("build, best", [(vit, max), (Plain, min)])
+def test_the_best_average_is_kept(tmp_path, build, best):
+    """What counts as best is chosen so that it is the first epoch: the model is then the average of that epoch."""
+    options = {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True}
+    options |= {"metric_for_best_model": "loss", "greater_is_better": best is max, "num_train_epochs": 4}
+    trainer = distil(tmp_path, make(build), ema_decay=DECAY, learning_rate=0.05, **options)
+    losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    assert losses[0] == best(losses) != losses[-1]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_training_twice_begins_a_new_average(tmp_path):
+    trainer = distil(tmp_path, make(Plain), ema_decay=DECAY)
+    again = GDKDTrainer(make(Plain), make(NormedTeacher, 1), config(tmp_path), train_dataset=make_data())
+    again.model.load_state_dict(trainer.model.state_dict())
+    trainer.train()
+    assert trainer.ema.average is None and not torch.equal(weights(trainer), weights(again))
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, float("nan")])
+def test_a_decay_out_of_range(tmp_path, decay):
+    with pytest.raises(InputError, match=r"ema_decay is .*: give a number above 0 and below 1"):
+        config(tmp_path, ema_decay=decay)
