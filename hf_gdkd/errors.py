@@ -1,8 +1,10 @@
-"""The exceptions that the scripts print as one sentence, each with an exit code of its own."""
+"""The exceptions that the commands print as one sentence, each with an exit code of its own."""
 
 
 class InputError(ValueError):
-    """Bad input: what came, what was expected, what to do. The scripts print it alone and exit with 2."""
+    """Bad input: what came, what was expected, what to do. The commands print it alone."""
+
+    exit_code = 2
 
     def __str__(self) -> str:
         """The sentence alone, also when it comes from a DataLoader worker: torch puts a traceback before it."""
@@ -10,11 +12,15 @@ class InputError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training could not go on: a loss that is not finite, a full disk. The scripts print it alone and exit with 4."""
+    """Training could not go on: a loss that is not finite, a full disk. The commands print it alone."""
+
+    exit_code = 4
 
 
 class PushError(RuntimeError):
-    """A finished student could not be uploaded. The scripts print it alone and exit with 3."""
+    """A finished student could not be uploaded. The commands print it alone."""
+
+    exit_code = 3
 
 
 def first_sentence(error: Exception) -> str:

@@ -27,13 +27,16 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from hf_gdkd.commands.arguments import command_line, parse, quiet, recipe_of, run
 from hf_gdkd.commands.build import load_teachers, training_data
+from hf_gdkd.data.datasets import Viewed, collate
 from hf_gdkd.data.loading import load_data
-from hf_gdkd.data.views import EvalTransform, View, Viewed, collate
+from hf_gdkd.data.views import EvalTransform, View
 from hf_gdkd.evaluation.measurement import check_teacher, predict, side_by_side
 from hf_gdkd.evaluation.metrics import compute_agreement, compute_metrics
 from hf_gdkd.models.class_matching import load_label_map
-from hf_gdkd.models.loading import class_names, load_model, load_processor, pin_revision, possible_init, save_processor
-from hf_gdkd.publishing.card import push, write_card
+from hf_gdkd.models.heads import class_names
+from hf_gdkd.models.loading import load_model, load_processor, pin_revision, possible_init, save_processor
+from hf_gdkd.publishing.card import Origin, write_card
+from hf_gdkd.publishing.upload import push
 from hf_gdkd.training.checkpoints import check_same_run, checkpoint_to_resume
 from hf_gdkd.training.distributed import place_teacher
 from hf_gdkd.training.run_files import (
@@ -120,7 +123,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         save_processor(processor, folder)
         write_metrics(folder, metrics)
         draw_training(folder, trainer.state.log_history, f"{folder}: {args.loss} on {data.name}")
-        write_card(folder, script, args, data, metrics, command=command_line(argv))
+        origin = Origin(
+            script.student, script.student_init == "pretrained", script.teachers(), script.student_revision,
+            script.dataset_revision, script.license, command_line(argv),
+        )  # fmt: skip
+        write_card(folder, origin, args, data, metrics)
         print(f"{folder}: {judged} {metrics[judged]:.2%} on {data.name} ({data.eval_split})")
         if metrics.get("bad_images"):
             print(f"{metrics['bad_images']} images could not be read and were left out")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hf_gdkd.commands.arguments import run
 from hf_gdkd.errors import InputError
-from hf_gdkd.publishing.card import push
+from hf_gdkd.publishing.upload import push
 
 
 def main(argv: Sequence[str] | None = None) -> None:

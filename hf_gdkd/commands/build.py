@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..data.augment import Mix, image_augmentation
+from ..data.datasets import Augmented
 from ..data.loading import Data
 from ..data.streaming import AugmentedStream
-from ..data.views import Augmented, TrainTransform, View
+from ..data.views import TrainTransform, View
 from ..training.config import GDKDConfig
 from ..training.teacher import Teacher
 from .arguments import DistillArguments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,6 @@ from datasets import (
     Features,
     Image,
     IterableDataset,
-    Value,
     load_dataset,
     load_dataset_builder,
 )
@@ -26,10 +25,9 @@ from yaml import YAMLError
 
 from ..errors import InputError, first_sentence
 from ..hub_client import hub_reason
+from .columns import check_labels, encode_labels, find_columns, image_and_label, kind_of
 from .decoding import check_images
 
-IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 EVAL_SPLITS = ("validation", "valid", "val", "test")
 HELD_OUT = 0.1  # of the train split, when the data set has no other split
 
@@ -112,20 +110,20 @@ def load_data(
     for split in (train_split, eval_split or train_split):
         if split not in splits:
             raise InputError(f"data set {name} has no split {split!r}: choose one of {', '.join(splits)}.")
-    image, label = _find_columns(name, splits[train_split], image_column, label_column, require_labels)
+    image, label = find_columns(name, splits[train_split], image_column, label_column, require_labels)
     label = None if ignore_labels else label
     if streaming:
         stream, evaluation = _streamed(name, config, revision, splits, train_split, eval_split, image, label)
         splits = DatasetDict({eval_split: evaluation})
     else:
         wanted = dict.fromkeys((train_split, eval_split or train_split))
-        splits = DatasetDict({split: _rename(splits[split], image, label) for split in wanted})
+        splits = DatasetDict({split: image_and_label(splits[split], image, label) for split in wanted})
     label_names = None
     if label is not None:
-        splits = _encode_labels(name, splits)
+        splits = encode_labels(name, splits)
         label_names = next(iter(splits.values())).features["labels"].names
         for split, rows in splits.items():
-            _check_labels(name, split, rows, len(label_names))
+            check_labels(name, split, rows, len(label_names))
     bad_images = 0
     for split, rows in splits.items():
         splits[split], bad = check_images(rows, f"data set {name}, split {split}: ", skip=on_bad_image == "skip")
@@ -206,11 +204,11 @@ def _streamed(
         )
     if label is not None and not isinstance(feature := splits[train_split].features[label], ClassLabel):
         raise InputError(
-            f"data set {name} has labels of type {_kind(feature)}, whose classes nobody knows before all is read: name "
-            f"them in its card (README.md), as class_label of the feature {label}, or leave --streaming out."
+            f"data set {name} has labels of type {kind_of(feature)}, whose classes nobody knows before all is read: "
+            f"name them in its card (README.md), as class_label of the feature {label}, or leave --streaming out."
         )
     try:
-        stream = _rename(splits[train_split].cast_column(image, Image(decode=False)), image, label)
+        stream = image_and_label(splits[train_split].cast_column(image, Image(decode=False)), image, label)
         features = Features(stream.features | {"image": Image()})
         version = load_dataset_builder(name, config, revision=revision).cache_dir
         options = {"name": name, "config": config, "revision": revision, "split": eval_split}
@@ -228,7 +226,7 @@ def _rows_of(
 ) -> Iterator[dict[str, object]]:
     """The undecoded rows of a split; the `version` of the data is part of the name that `datasets` keeps them under."""
     rows = load_dataset(name, config, revision=revision, split=split, streaming=True)
-    yield from _rename(rows.cast_column(image, Image(decode=False)), image, label)
+    yield from image_and_label(rows.cast_column(image, Image(decode=False)), image, label)
 
 
 def _hold_out(rows: Dataset, size: int | float, seed: int) -> tuple[Dataset, Dataset]:
@@ -238,80 +236,3 @@ def _hold_out(rows: Dataset, size: int | float, seed: int) -> tuple[Dataset, Dat
     except ValueError:  # no labels, a class of one image, or more classes than rows in a part
         parts = rows.train_test_split(size, seed=seed)
     return parts["train"], parts["test"]
-
-
-def _find_columns(
-    name: str, rows: Dataset, image: str | None, label: str | None, require_labels: bool
-) -> tuple[str, str | None]:
-    """The columns that hold images and labels (None: no labels)."""
-    features = rows.features or {}
-    listed = ", ".join(f"{column} ({_kind(feature)})" for column, feature in features.items())
-    images = [column for column, feature in features.items() if isinstance(feature, Image)]
-    if image is None:
-        image = next((c for c in IMAGE_COLUMNS if c in images), images[0] if len(images) == 1 else None)
-    if image not in images:
-        raise InputError(
-            f"data set {name} has no image column {f'{image} ' if image else ''}among its columns {listed}: "
-            "give --image_column."
-        )
-    classes = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    if label is None:
-        label = next((c for c in LABEL_COLUMNS if c in features), classes[0] if len(classes) == 1 else None)
-    if label not in features and (label is not None or require_labels):
-        raise InputError(
-            f"data set {name} has no label column {f'{label} ' if label else ''}among its columns {listed}: "
-            "give --label_column."
-        )
-    return image, label
-
-
-def _kind(feature: object) -> str:
-    return feature.dtype if isinstance(feature, Value) else type(feature).__name__
-
-
-def _rename(rows: Dataset | IterableDataset, image: str, label: str | None) -> Dataset | IterableDataset:
-    rows = rows.select_columns([image] if label is None else [image, label])
-    names = {image: "image"} if label is None else {image: "image", label: "labels"}
-    return rows.rename_columns({old: new for old, new in names.items() if old != new})
-
-
-def _encode_labels(name: str, splits: DatasetDict) -> DatasetDict:
-    """Labels that are text or whole numbers become classes: the values of all splits together, sorted."""
-    feature = next(iter(splits.values())).features["labels"]
-    if isinstance(feature, ClassLabel):
-        return splits
-    dtype = feature.dtype if isinstance(feature, Value) else ""
-    if "string" not in dtype and "int" not in dtype and dtype != "bool":
-        raise InputError(
-            f"data set {name} has labels of type {_kind(feature)}, expected one class, text or whole number an image: "
-            "give --label_column."
-        )
-    values = set()
-    for split, rows in splits.items():
-        labels = rows["labels"][:]
-        _check_rows(name, split, labels, [v is None or ("int" in dtype and v < 0) for v in labels], "no classes")
-        values |= set(labels)
-    values = sorted(values)
-    classes, index = ClassLabel(names=[str(v) for v in values]), {v: i for i, v in enumerate(values)}
-    return DatasetDict(
-        {
-            split: rows.remove_columns("labels").add_column(
-                "labels", [index[v] for v in rows["labels"]], feature=classes
-            )
-            for split, rows in splits.items()
-        }
-    )
-
-
-def _check_labels(name: str, split: str, rows: Dataset, num_labels: int) -> None:
-    labels = rows.select_columns("labels").with_format("arrow")[:]["labels"].to_pylist()
-    bad = [v is None or not 0 <= v < num_labels for v in labels]
-    _check_rows(name, split, labels, bad, f"outside 0 to {num_labels - 1}")
-
-
-def _check_rows(name: str, split: str, labels: Sequence[object], bad: Sequence[bool], what: str) -> None:
-    if any(bad):
-        raise InputError(
-            f"data set {name}, split {split}: {sum(bad)} labels are {what}, the first {labels[bad.index(True)]} "
-            f"in row {bad.index(True)}: choose a labelled split or mend the labels."
-        )

@@ -12,11 +12,11 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import TrainingArguments
 
 from ..errors import InputError
-from ..training.config import GDKDConfig
+from .datasets import draw_seed
 from .decoding import ImageError, open_image
-from .views import draw_seed
 
 
 class AugmentedStream(IterableDataset):
@@ -58,7 +58,7 @@ class AugmentedStream(IterableDataset):
         """Images that could not be read, as far as the first pass went, of all processes; all must ask together."""
         return sum(gather_object([int(self._bad.sum())]))
 
-    def loader(self, args: GDKDConfig, batch_size: int, collate: Callable) -> DataLoader:
+    def loader(self, args: TrainingArguments, batch_size: int, collate: Callable) -> DataLoader:
         """What Trainer iterates over; unlike its own it does not split the stream, which is split already."""
         workers = args.dataloader_num_workers
         loader = DataLoader(

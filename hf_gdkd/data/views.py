@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import torch
 from PIL import Image as PILImage
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 from transformers import BaseImageProcessor
 from transformers.image_processing_backends import TorchvisionBackend
 
 from ..errors import InputError
-from .augment import Mix
-from .decoding import Opened, to_rgb
+from .decoding import to_rgb
 
 
 class View:
@@ -133,84 +129,6 @@ class TrainTransform:
         return views | {key: batch[key] for key in ("labels",) if key in batch}
 
 
-def draw_seed(*numbers: int) -> int:
-    """A seed that depends on these numbers alone."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-class Augmented(Dataset):
-    """Rows of a data set through a random transform whose random numbers depend on seed, epoch and row alone.
-
-    So a sample is augmented alike in any process, worker and micro-batch, and after a resumption. GDKDTrainer calls
-    `set_epoch`.
-
-    Args:
-        rows: samples with `image` and, if labelled, `labels`.
-        transform: what makes pixels of them.
-        seed: of all random numbers.
-        mix: mixes each sample with another, drawn at random from the whole data set; None: not at all.
-        repeats: how often an image stands in an epoch, augmented anew each time; the epoch stays as long, and other
-            images are left out of it (repeated augmentation: Hoffer et al., arXiv 1901.09335).
-    """
-
-    def __init__(
-        self, rows: Sequence, transform: TrainTransform, *, seed: int, mix: Mix | None = None, repeats: int = 1
-    ) -> None:
-        self.rows, self.transform, self.seed, self.mix, self.repeats = Opened(rows), transform, seed, mix, repeats
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that live on
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def sampler(self) -> Sampler | None:
-        """The order of an epoch where images are repeated; None: the trainer's own."""
-        return _Repeated(self) if self.repeats > 1 else None
-
-    def __getitem__(self, index: int) -> dict[str, object]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, object]]:
-        with torch.random.fork_rng(devices=[]):
-            samples = [self._draw(index) for index in indices]
-        views = self.transform.see([sample.pop("image") for sample in samples])
-        return [sample | {key: pixels[i] for key, pixels in views.items()} for i, sample in enumerate(samples)]
-
-    def _draw(self, index: int) -> dict[str, object]:
-        """The sample with its random crop, before any view is made of it."""
-        repeat, row = divmod(index, len(self.rows))
-        torch.random.default_generator.manual_seed(draw_seed(self.seed, int(self._epoch), row, repeat))
-        stored = self.rows[row]
-        sample = {key: stored[key] for key in ("image", "labels") if key in stored} | {"sample_id": row}
-        crops = [self.transform.crop(sample["image"])]
-        if self.mix is None:
-            return sample | {"image": crops[0]}
-        other = self.rows[int(torch.randint(len(self.rows), ()))]
-        crops.append(self.transform.crop(other["image"]))
-        sample["image"], label = self.mix(crops, [each.get("labels", 0) for each in (sample, other)])
-        return sample | ({"labels": label} if "labels" in sample else {})
-
-
-class _Repeated(Sampler):
-    """Each drawn row `repeats` times in a row, with another index, and so another augmentation, each time."""
-
-    def __init__(self, data: Augmented) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __iter__(self) -> Iterator[int]:
-        rows, repeats = len(self.data), self.data.repeats
-        seed = draw_seed(self.data.seed, int(self.data._epoch))
-        order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-        drawn = order[: math.ceil(rows / repeats)].unsqueeze(-1) + rows * torch.arange(repeats)
-        yield from drawn.flatten()[:rows].tolist()
-
-
 class EvalTransform:
     """The image as the model's own image processor makes it."""
 
@@ -220,26 +138,3 @@ class EvalTransform:
     def __call__(self, batch: dict[str, list]) -> dict[str, object]:
         pixels = {"pixel_values": self.view.exact([to_rgb(image) for image in batch["image"]])}
         return pixels | {key: batch[key] for key in ("labels",) if key in batch}
-
-
-class Viewed(Dataset):
-    """Rows of a data set through a transform, a batch at a time."""
-
-    def __init__(self, rows: Sequence, transform: Callable[[dict[str, list]], dict[str, object]]) -> None:
-        self.rows, self.transform = Opened(rows), transform
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> dict[str, object]:
-        return self.__getitems__([row])[0]
-
-    def __getitems__(self, rows: Sequence[int]) -> list[dict[str, object]]:
-        samples = [self.rows[row] for row in rows]
-        batch = self.transform({key: [sample[key] for sample in samples] for key in samples[0]})
-        return [{key: values[i] for key, values in batch.items()} for i in range(len(rows))]
-
-
-def collate(samples: Sequence[dict[str, object]]) -> dict[str, Tensor]:
-    """Stack samples into a batch: pixel_values (N, 3, H, W), labels (N) or soft (N, C), teacher_pixel_values."""
-    return {key: torch.stack([torch.as_tensor(sample[key]) for sample in samples]) for key in samples[0]}

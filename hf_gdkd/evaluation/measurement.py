@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from ..data.views import EvalTransform, View, Viewed, collate
+from ..data.datasets import Viewed, collate
+from ..data.views import EvalTransform, View
 from ..errors import InputError
 from ..training.teacher import Teacher, logits_of, mean_prediction
 from .metrics import classification_metrics

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 import timm
 import torch
@@ -28,60 +26,11 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 
 from ..errors import InputError, first_sentence
 from ..hub_client import HUB_ERRORS, hub_reason
-from .cifar import canonical
 from .cifar.configuration import CifarConfig
-from .class_matching import matching_rows
+from .heads import build_model, fit_head, with_labels
+from .names import CIFAR, is_cifar_network, resolve_name
 
 logger = logging.getLogger(__name__)
-
-# Short names for the command line; each stands for a checkpoint with an ImageNet-1k head.
-SHORT_NAMES = {
-    "google/vit-base": "google/vit-base-patch16-224",
-    "vit-base": "google/vit-base-patch16-224",
-    "google/vit-large": "google/vit-large-patch16-224",
-    "vit-large": "google/vit-large-patch16-224",
-    "deit-tiny": "facebook/deit-tiny-patch16-224",
-    "deit-small": "facebook/deit-small-patch16-224",
-    "deit-base": "facebook/deit-base-patch16-224",
-    "swin-tiny": "microsoft/swin-tiny-patch4-window7-224",
-    "resnet-18": "microsoft/resnet-18",
-    "resnet-50": "microsoft/resnet-50",
-    "mobilenet-v2": "google/mobilenet_v2_1.0_224",
-}
-
-CIFAR = "cifar/"  # what the names of the paper's CIFAR networks begin with
-
-
-def resolve_name(name: str) -> str:
-    """The local folder, the full Hub id or the CIFAR network (`cifar/resnet8x4`) that a name means.
-
-    Raises:
-        InputError: a folder that does not exist, or a name that is neither a short name, a timm id, a CIFAR network
-            nor an `organization/name`; close matches are listed.
-    """
-    if os.path.isdir(name):
-        if not os.path.isfile(os.path.join(name, "config.json")):
-            raise InputError(f"folder {name} holds no config.json: give a folder that save_pretrained wrote.")
-        return name
-    if name.lower().startswith(CIFAR):
-        return CIFAR + canonical(name[len(CIFAR) :])
-    if name in SHORT_NAMES:
-        return SHORT_NAMES[name]
-    if timm.is_model(name.removeprefix("timm/")):
-        architecture = name.removeprefix("timm/")
-        try:
-            tag = timm.get_pretrained_cfg(architecture).tag
-        except RuntimeError as error:
-            close = timm.list_pretrained(f"{architecture.split('.')[0]}.*")
-            raise InputError(f"timm has no weights {architecture}: choose one of {', '.join(close)}.") from error
-        return f"timm/{architecture}" if "." in architecture or not tag else f"timm/{architecture}.{tag}"
-    if name.count("/") == 1 and not name.startswith((".", "~", "/")):
-        return name
-    if "/" in name:
-        raise InputError(f"no folder {name}: give an existing folder, or an id on the Hub (organization/name).")
-    close = get_close_matches(name, [*SHORT_NAMES, *timm.list_models()], n=5)
-    hint = f"did you mean {', '.join(close)}" if close else f"short names are {', '.join(SHORT_NAMES)}"
-    raise InputError(f"unknown model {name!r}: {hint}? A Hub id is organization/name.")
 
 
 def load_model(
@@ -110,22 +59,22 @@ def load_model(
     path = resolve_name(name)
     if possible_init(name, init) == "random":
         config = _architecture(path, revision, trust_remote_code)
-        config = _with_labels(config, _names(config, num_labels, label_names))
+        config = with_labels(config, _names(config, num_labels, label_names))
         try:
-            return _from_config(config, trust_remote_code)
+            return build_model(config, trust_remote_code)
         except (ValueError, RuntimeError, ImportError) as error:
             raise InputError(f"model {path} cannot be built: {_reason(error, path)}") from error
     model, missing = _load_weights(path, revision, trust_remote_code)
     if missing:
         logger.warning("%s: newly initialised: %s.", path, ", ".join(sorted(missing)))
     names = _names(model.config, num_labels, label_names)
-    return model if names is None else _fit_head(model, names, trust_remote_code)
+    return model if names is None else fit_head(model, names, trust_remote_code)
 
 
 def possible_init(name: str, init: str) -> str:
     """`init` of `load_model`; "random", which is said, where it is "pretrained" and there are no weights."""
     path = resolve_name(name)
-    if init == "pretrained" and _is_network(path):
+    if init == "pretrained" and is_cifar_network(path):
         logger.warning("%s has no pretrained weights: it starts from random ones.", path)
         return "random"
     return init
@@ -138,7 +87,7 @@ def load_teacher(name: str, *, revision: str | None = None, trust_remote_code: b
         InputError: as `load_model`, and a checkpoint that lacks a part of the model, such as the head.
     """
     path = resolve_name(name)
-    if _is_network(path):
+    if is_cifar_network(path):
         raise InputError(
             f"teacher {path} has no weights: train it first (--student {path} --loss ce), then give its folder."
         )
@@ -162,7 +111,7 @@ def load_processor(
         InputError: there is none.
     """
     path = resolve_name(name)
-    if _is_network(path):  # the size, mean and standard deviation of the paper's CIFAR-100 experiments
+    if is_cifar_network(path):  # the size, mean and standard deviation of the paper's CIFAR-100 experiments
         mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
         return ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=mean, image_std=std)
     if init == "random" and (config := _timm_config(path)) is not None:
@@ -172,11 +121,6 @@ def load_processor(
     except HUB_ERRORS as error:
         reason = _reason(error, path, revision)
         raise InputError(f"the image processor of {path} cannot be loaded: {reason}") from error
-
-
-def class_names(model: PreTrainedModel) -> list[str]:
-    """The names of a model's classes, in the order of its logits."""
-    return [model.config.id2label[i] for i in range(model.config.num_labels)]
 
 
 def pin_revision(name: str, revision: str | None) -> str | None:
@@ -189,7 +133,7 @@ def pin_revision(name: str, revision: str | None) -> str | None:
             nothing in the cache.
     """
     path = resolve_name(name)
-    if os.path.isdir(path) or _is_network(path):
+    if os.path.isdir(path) or is_cifar_network(path):
         return revision
     try:
         commit = resolve_revision(path, revision=revision).resolved
@@ -206,14 +150,9 @@ def save_processor(processor: BaseImageProcessor, folder: str) -> None:
         processor.save_pretrained(folder)
 
 
-def _is_network(path: str) -> bool:
-    """Whether a resolved name is one of the paper's CIFAR networks: an architecture without weights."""
-    return path.startswith(CIFAR) and not os.path.isdir(path)
-
-
 def _architecture(path: str, revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
     """The configuration of a model; that of a timm architecture or a CIFAR network needs no download."""
-    if _is_network(path):
+    if is_cifar_network(path):
         return CifarConfig(architecture=path.removeprefix(CIFAR), num_labels=100)
     if (config := _timm_config(path)) is not None:
         return config
@@ -263,24 +202,6 @@ def _names(config: PreTrainedConfig, num_labels: int | None, label_names: Sequen
     return None if num_labels in (None, config.num_labels) else [f"LABEL_{i}" for i in range(num_labels)]
 
 
-def _with_labels(config: PreTrainedConfig, label_names: Sequence[str] | None) -> PreTrainedConfig:
-    if label_names is not None:
-        config.id2label = dict(enumerate(label_names))
-        config.label2id = {label: i for i, label in enumerate(label_names)}
-    return config
-
-
-def _from_config(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
-    model = AutoModelForImageClassification.from_config(
-        config, trust_remote_code=trust_remote_code, dtype=torch.float32
-    )
-    if isinstance(config, TimmWrapperConfig):
-        # The wrapper draws every weight anew with a standard deviation of 0.02: take timm's own initialisation.
-        fresh = timm.create_model(config.architecture, num_classes=config.num_labels, **(config.model_args or {}))
-        model.timm_model.load_state_dict(fresh.state_dict())
-    return model
-
-
 def _load_weights(path: str, revision: str | None, trust_remote_code: bool) -> tuple[PreTrainedModel, set[str]]:
     """The model with its own head, and the names of the parameters that its checkpoint lacks."""
     try:
@@ -302,25 +223,3 @@ def _load_weights(path: str, revision: str | None, trust_remote_code: bool) -> t
             f"expected {tuple(wanted)}: give the folder that save_pretrained wrote."
         )
     return model, set(info["missing_keys"])
-
-
-def _fit_head(model: PreTrainedModel, label_names: list[str], trust_remote_code: bool) -> PreTrainedModel:
-    """The model with one output a class: rows of its head that match by name are kept."""
-    old_names = class_names(model)
-    if old_names == label_names:
-        return model
-    config = _with_labels(copy.deepcopy(model.config), label_names)
-    fitted = _from_config(config, trust_remote_code)
-    # The head is what would change its shape with one class more.
-    probe = _from_config(_with_labels(copy.deepcopy(config), [*label_names, "one more"]), trust_remote_code)
-    kept, old, larger = matching_rows(old_names, label_names), model.state_dict(), probe.state_dict()
-    for name, tensor in fitted.state_dict().items():
-        if tensor.shape == larger[name].shape:
-            tensor.copy_(old[name])
-        else:
-            tensor[list(kept)] = old[name][list(kept.values())]
-    logger.warning(
-        "student's head: %d of %d classes keep their pretrained weights, %d are newly initialised.",
-        len(kept), len(label_names), len(label_names) - len(kept),
-    )  # fmt: skip
-    return fitted

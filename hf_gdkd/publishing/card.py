@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from transformers import PreTrainedConfig
 from yaml import YAMLError
 
-from ..commands.arguments import DistillArguments
 from ..data.loading import Data
-from ..errors import InputError, PushError
-from ..hub_client import HUB_ERRORS, hub_reason, retried
+from ..hub_client import HUB_ERRORS
 from ..losses import loss_options
 from ..models.cifar.configuration import CifarConfig
-from ..models.loading import resolve_name
+from ..models.names import resolve_name
 from ..training.config import GDKDConfig
 
 WEIGHTS = ("w0", "w1", "w2", "alpha", "beta", "gamma", "distance_weight", "angle_weight")
-PUSHED = ["*.safetensors", "*.json", "*.yaml", "*.png", "README.md"]
 PACKAGES = ("hf_gdkd", "torch", "transformers", "datasets", "timm")
 
 
-def write_card(
-    folder: str, script: DistillArguments, args: GDKDConfig, data: Data, metrics: Mapping[str, Any], *, command: str
-) -> None:
-    """Write README.md, the card of the student in `folder`; `command` is what started the run."""
+@dataclass
+class Origin:
+    """What a student was made from: names as the user wrote them, commits where they are on the Hub."""
+
+    student: str
+    pretrained: bool  # whether it started from the student's weights
+    teachers: Sequence[tuple[str, str | None]]  # name and commit
+    student_revision: str | None = None
+    dataset_revision: str | None = None
+    license: str | None = None  # None: that of the student it started from
+    command: str = ""  # what started the run
+
+
+def write_card(folder: str, origin: Origin, args: GDKDConfig, data: Data, metrics: Mapping[str, Any]) -> None:
+    """Write README.md, the card of the student in `folder`."""
     name = Path(folder).resolve().name
-    student, teachers = resolve_name(script.student), [resolve_name(teacher) for teacher in script.teacher or ()]
-    started_from_hub = script.student_init == "pretrained" and not Path(student).is_dir()
+    student, teachers = resolve_name(origin.student), [resolve_name(teacher) for teacher, _ in origin.teachers]
+    started_from_hub = origin.pretrained and not Path(student).is_dir()
     local = data.name == "digits" or Path(data.name).is_dir()
     dataset = "scikit-learn digits" if data.name == "digits" else Path(data.name).name if local else data.name
     results = [
@@ -52,7 +60,7 @@ def write_card(
     ]
     card_data = ModelCardData(
         model_name=name,
-        license=script.license or (license_of(student, script.student_revision) if started_from_hub else None),
+        license=origin.license or (license_of(student, origin.student_revision) if started_from_hub else None),
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["image-classification", "knowledge-distillation", "gdkd", *(f"teacher:{name}" for name in teachers)]
@@ -78,15 +86,15 @@ def write_card(
         name=name,
         repo=args.hub_model_id or folder,
         student=student,
-        pretrained=script.student_init == "pretrained",
+        pretrained=origin.pretrained,
         own_network=PreTrainedConfig.get_config_dict(folder)[0].get("model_type") == CifarConfig.model_type,
         teachers=[
             f"`{resolve_name(name)}`{'' if commit is None or Path(name).is_dir() else f'@{commit}'}"
-            for name, commit in script.teachers()
+            for name, commit in origin.teachers
         ],
-        student_commit=script.student_revision,
-        dataset_commit=script.dataset_revision,
-        command=command,
+        student_commit=origin.student_revision,
+        dataset_commit=origin.dataset_revision,
+        command=origin.command,
         hardware=hardware(args.device),
         loss=args.loss,
         loss_terms=" + ".join(f"{weight:g} × {part}" for part, weight in weights.items()),
@@ -119,34 +127,3 @@ def hardware(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def push(folder: str | Path, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-    """Upload what a user of a finished student needs, and nothing else of its folder; returns the repository's id.
-
-    What may pass is tried again, see `connection.retried`.
-
-    Raises:
-        InputError: `repo_id` is no name of a repository.
-        PushError: it failed all the same; the folder is as it was, and the sentence names the command that pushes it.
-    """
-    api = HfApi(token=token)
-
-    def upload() -> str:
-        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        api.upload_folder(
-            repo_id=repo, folder_path=folder, allow_patterns=PUSHED, ignore_patterns=["*/*"],
-            commit_message="Upload the student",
-        )  # fmt: skip
-        return repo
-
-    try:
-        return retried(upload)
-    except HUB_ERRORS as error:
-        reason = hub_reason(error, repo_id, kind="upload") or " ".join(str(error).split())
-        if isinstance(error, HFValidationError):
-            raise InputError(f"cannot push to {repo_id}: {reason}") from error
-        raise PushError(
-            f"the student is finished and whole in {folder}, but the push to {repo_id} failed: {reason} "
-            f"Push it with: python scripts/push.py {folder} --hub_model_id {repo_id}"
-        ) from error

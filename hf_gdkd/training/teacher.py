@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..data.views import View
 from ..errors import InputError
 from ..models.class_matching import match_labels
-from ..models.loading import class_names, load_processor, load_teacher
+from ..models.heads import class_names
+from ..models.loading import load_processor, load_teacher
 
 
 def logits_of(outputs: object) -> Tensor:

@@ -9,8 +9,9 @@ from torchvision.transforms.v2 import functional as TF
 
 from hf_gdkd.commands.arguments import parse
 from hf_gdkd.data.augment import GREY, Mix, image_augmentation
+from hf_gdkd.data.datasets import Augmented, collate
 from hf_gdkd.data.loading import load_data
-from hf_gdkd.data.views import Augmented, TrainTransform, View, collate
+from hf_gdkd.data.views import TrainTransform, View
 from hf_gdkd.errors import InputError
 
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}

@@ -20,8 +20,9 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 
 import hf_gdkd.data.decoding
 from hf_gdkd.commands.arguments import run
+from hf_gdkd.data.datasets import Augmented, Viewed, collate
 from hf_gdkd.data.decoding import ImageError, Opened, check_images, open_image
-from hf_gdkd.data.views import Augmented, EvalTransform, TrainTransform, View, Viewed, collate
+from hf_gdkd.data.views import EvalTransform, TrainTransform, View
 from hf_gdkd.errors import InputError
 from hf_gdkd.scripts.distill import main as distill
 

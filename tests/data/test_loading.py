@@ -20,9 +20,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
+from hf_gdkd.data.datasets import Viewed, collate
 from hf_gdkd.data.decoding import check_images
 from hf_gdkd.data.loading import load_data
-from hf_gdkd.data.views import EvalTransform, TrainTransform, View, Viewed, collate
+from hf_gdkd.data.views import EvalTransform, TrainTransform, View
 from hf_gdkd.errors import InputError
 
 

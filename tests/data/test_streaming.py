@@ -20,9 +20,10 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_gdkd import GDKDConfig, GDKDTrainer
 from hf_gdkd.commands.arguments import parse
+from hf_gdkd.data.datasets import collate
 from hf_gdkd.data.loading import load_data
 from hf_gdkd.data.streaming import AugmentedStream
-from hf_gdkd.data.views import TrainTransform, View, collate
+from hf_gdkd.data.views import TrainTransform, View
 from hf_gdkd.errors import InputError
 from hf_gdkd.scripts.distill import main as distill
 

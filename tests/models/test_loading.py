@@ -22,15 +22,8 @@ from transformers import (
 
 from hf_gdkd import models
 from hf_gdkd.errors import InputError
-from hf_gdkd.models.loading import (
-    SHORT_NAMES,
-    load_model,
-    load_processor,
-    load_teacher,
-    pin_revision,
-    resolve_name,
-    save_processor,
-)
+from hf_gdkd.models.loading import load_model, load_processor, load_teacher, pin_revision, save_processor
+from hf_gdkd.models.names import SHORT_NAMES, resolve_name
 
 TINY = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1}
 ANIMALS = ["cat", "dog", "eel", "fox"]

@@ -28,7 +28,8 @@ from transformers import PrinterCallback, ViTConfig, ViTForImageClassification, 
 
 from hf_gdkd import GDKDConfig, GDKDTrainer
 from hf_gdkd.commands.arguments import quiet, run
-from hf_gdkd.data.views import Augmented, TrainTransform, View, collate
+from hf_gdkd.data.datasets import Augmented, collate
+from hf_gdkd.data.views import TrainTransform, View
 from hf_gdkd.training.checkpoints import checkpoint_to_resume, is_whole
 from hf_gdkd.training.ema import EMA
 

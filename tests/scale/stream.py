@@ -13,9 +13,10 @@ from topology import Student
 from transformers import PrinterCallback, ViTImageProcessor
 
 from hf_gdkd import GDKDConfig, GDKDTrainer
+from hf_gdkd.data.datasets import collate
 from hf_gdkd.data.loading import load_data
 from hf_gdkd.data.streaming import AugmentedStream
-from hf_gdkd.data.views import TrainTransform, View, collate
+from hf_gdkd.data.views import TrainTransform, View
 
 BATCH, WORKERS = 5, 2
 

@@ -13,7 +13,7 @@ from hf_gdkd import GDKDTrainer, Teacher
 from hf_gdkd.data.views import TrainTransform, View
 from hf_gdkd.errors import InputError
 from hf_gdkd.losses import build_loss
-from hf_gdkd.models.loading import class_names
+from hf_gdkd.models.heads import class_names
 from hf_gdkd.training.teacher import Ensemble, mean_prediction
 
 
