@@ -35,7 +35,9 @@ from threading import Thread
 import torch
 from tqdm.auto import tqdm
 
-from hf_gdkd.commands.arguments import as_flags, parse, run
+from hf_gdkd.commands.arguments.parsing import parse
+from hf_gdkd.commands.arguments.settings import as_flags
+from hf_gdkd.commands.running import run
 from hf_gdkd.comparison.reproduction import reproduction
 from hf_gdkd.comparison.results import paired, read_reported
 from hf_gdkd.comparison.spec import Comparison, Job, Settings

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_gdkd.commands.arguments import run
+from hf_gdkd.commands.running import run
 from hf_gdkd.scripts import distill, evaluate
 from hf_gdkd.training.run_files import PICTURE
 

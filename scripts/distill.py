@@ -25,8 +25,10 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
-from hf_gdkd.commands.arguments import command_line, parse, quiet, recipe_of, run
+from hf_gdkd.commands.arguments.parsing import parse
+from hf_gdkd.commands.arguments.settings import command_line, run_settings
 from hf_gdkd.commands.build import load_teachers, training_data
+from hf_gdkd.commands.running import quiet, run
 from hf_gdkd.data.datasets import Viewed, collate
 from hf_gdkd.data.loading import load_data
 from hf_gdkd.data.views import EvalTransform, View
@@ -43,9 +45,9 @@ from hf_gdkd.training.run_files import (
     best_and_last,
     draw_training,
     ms_per_step,
-    read_recipe,
+    read_run_settings,
     write_metrics,
-    write_recipe,
+    write_run_settings,
 )
 from hf_gdkd.training.teacher import Ensemble
 from hf_gdkd.training.trainer import GDKDTrainer
@@ -65,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         script.student_revision = pin_revision(script.student, script.student_revision)
     pinned = [pin_revision(*teacher) for teacher in script.teachers()]
     script.teacher_revision = [commit or "main" for commit in pinned] if any(pinned) else None
-    recipe = recipe_of(script, args)
+    settings = run_settings(script, args)
     if checkpoint is not None:
-        check_same_run(recipe, read_recipe(Path(checkpoint).parent) or recipe)
+        check_same_run(settings, read_run_settings(Path(checkpoint).parent) or settings)
 
     teachers = load_teachers(script, args)
     if script.label_free:
@@ -99,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if script.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(script.early_stopping_patience))
     if trainer.is_world_process_zero():
-        write_recipe(args.output_dir, recipe)
+        write_run_settings(args.output_dir, settings)
     training = trainer.train(resume_from_checkpoint=checkpoint).metrics
     judged = "agreement" if script.label_free else "top1"
     metrics = best_and_last(trainer.state.log_history, judged)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from hf_gdkd.commands.arguments import quiet, run
+from hf_gdkd.commands.running import quiet, run
 from hf_gdkd.data.loading import load_data
 from hf_gdkd.evaluation.measurement import measure_teacher
 from hf_gdkd.evaluation.metrics import Agreement

@@ -16,7 +16,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_gdkd.commands.arguments import run
+from hf_gdkd.commands.running import run
 from hf_gdkd.errors import InputError
 from hf_gdkd.publishing.upload import push
 

@@ -1,0 +1,1 @@
+"""What the commands share: their arguments, how they run, and what they build of them."""

@@ -11,7 +11,7 @@ from ..data.streaming import AugmentedStream
 from ..data.views import TrainTransform, View
 from ..training.config import GDKDConfig
 from ..training.teacher import Teacher
-from .arguments import DistillArguments
+from .arguments.fields import DistillArguments
 
 
 def load_teachers(script: DistillArguments, args: GDKDConfig) -> list[Teacher]:

@@ -166,7 +166,7 @@ RECIPES = _recipes()
 """Name (data set / teacher - student, or data set / model trained without a teacher) -> Recipe."""
 
 
-def settings_of(name: str, loss: str, standardize: str | None = None) -> Settings:
+def recipe_settings(name: str, loss: str, standardize: str | None = None) -> Settings:
     """The settings of one run, by the names of the flags; the batch is shared by the processes.
 
     Args:

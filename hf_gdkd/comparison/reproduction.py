@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from ..commands.recipes import settings_of
+from ..commands.recipes import recipe_settings
 from ..errors import InputError, first_sentence
-from ..training.run_files import METRICS, read_recipe
+from ..training.run_files import METRICS_FILE, read_run_settings
 
 INTRODUCTION = """\
 ## The paper's experiments
@@ -64,9 +64,9 @@ def _as_markdown(group: Mapping[str, Any]) -> str:
 
 def _here(name: str, loss: str, standardize: str | None = None) -> str:
     """What a run of this recipe left; one that was cut short or has other settings is none."""
-    settings = settings_of(name, loss, standardize)
+    settings = recipe_settings(name, loss, standardize)
     folder, free = settings["output_dir"], ("output_dir", "teacher", "per_device_train_batch_size")
-    run, metrics = read_recipe(folder), Path(folder, METRICS)
+    run, metrics = read_run_settings(folder), Path(folder, METRICS_FILE)
     if run is None or not metrics.is_file() or {"max_steps", "train_rows"} & run.keys():
         return "not run"
     if any(run.get(key, value) != value for key, value in settings.items() if key not in free):

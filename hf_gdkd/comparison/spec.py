@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from ..commands.arguments import as_flags, parse
+from ..commands.arguments.parsing import parse
+from ..commands.arguments.settings import as_flags
 from ..errors import InputError, first_sentence
 from .results import Row, Section, Trial
 
@@ -22,7 +23,7 @@ EVERY_EPOCH: Settings = {  # the output folder then holds the last epoch, its on
     **{"eval_strategy": "epoch", "save_strategy": "best", "metric_for_best_model": "top1"},
     **{"save_only_model": True, "save_total_limit": 1},
 }
-FIXED = ("dataset", "train_split", "eval_split", "validation_rows", "seed", "teacher", "output_dir")
+SET_HERE = ("dataset", "train_split", "eval_split", "validation_rows", "seed", "teacher", "output_dir")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Comparison:
             raise InputError(f"{self.name}: carried_seeds holds some that are not among the seeds: take them out.")
         trials = [trial for trials in self.losses.values() for trial in trials]
         for settings in (self.training, *self.students.values(), *trials):
-            if wrong := settings.keys() & set(FIXED):
+            if wrong := settings.keys() & set(SET_HERE):
                 raise InputError(f"{self.name}: {min(wrong)} cannot be set for some runs alone: take it out.")
         for job in self.teachers() + self.tuning():
             parse(as_flags(job.flags))

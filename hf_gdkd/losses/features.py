@@ -12,7 +12,7 @@ from .base import DistillationLoss, positive, weight
 
 
 class Features(NamedTuple):
-    """What a loss on features sees of a model; `training.feature_hooks.Collector` reads it from any classifier."""
+    """What a loss on features sees of a model; `training.feature_hooks.FeatureHooks` reads it from any classifier."""
 
     stages: Sequence[Tensor]  # [N, C, H, W] each, from shallow to deep
     pooled: Tensor | None  # [N, D], what enters the classifier head

@@ -29,7 +29,7 @@ from .feature_distillation import ProjectionsTrainer
 MODEL_FILES = ["model*.safetensors", "*.safetensors.index.json", "config.json", "preprocessor_config.json"]
 
 
-class DurableTrainer(ProjectionsTrainer):
+class CheckpointTrainer(ProjectionsTrainer):
     """What GDKDTrainer does for the student's safety; it knows nothing of teachers and losses."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -25,7 +25,7 @@ from .config import LOSS_OPTIONS, GDKDConfig
 CONTENTS = "contents.json"
 
 # What a resumed run may not change: the student would be neither run's.
-FIXED = (
+KEPT_ON_RESUMING = (
     *("student", "student_revision", "teacher", "teacher_weights", "teacher_revision"),
     *("dataset", "dataset_config", "dataset_revision", "streaming"),
     *("train_split", "train_rows", "validation_rows", "label_map", "label_free", "on_bad_image", "seed"),
@@ -138,14 +138,14 @@ def checkpoint_to_resume(args: GDKDConfig, overwrite: bool) -> str | None:
     return None
 
 
-def check_same_run(recipe: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
+def check_same_run(settings: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
     """Refuse to resume with other settings than the run began with.
 
     Raises:
         InputError: a setting that must stay differs; the first is named with both values.
     """
-    for name in FIXED:
-        if (now := recipe.get(name)) != (then := earlier.get(name)):
+    for name in KEPT_ON_RESUMING:
+        if (now := settings.get(name)) != (then := earlier.get(name)):
             raise InputError(
                 f"this run began with {name} {json.dumps(then)}, and is to go on with {json.dumps(now)}: give "
                 f"--{name} as it was, or begin anew in another --output_dir."

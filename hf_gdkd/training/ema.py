@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..errors import InputError
 
-FILE = "ema.safetensors"
+EMA_FILE = "ema.safetensors"
 
 
 class EMA(TrainerCallback):
@@ -78,7 +78,7 @@ class EMA(TrainerCallback):
     def save(self, folder: str | Path) -> None:
         """Write the average beside a checkpoint's weights; nothing when no training is under way."""
         if self.training:
-            save_file({name: t.contiguous() for name, t in self.average.items()}, Path(folder, FILE))
+            save_file({name: t.contiguous() for name, t in self.average.items()}, Path(folder, EMA_FILE))
 
     def load(self, folder: str | Path) -> None:
         """Go on with the average of a checkpoint.
@@ -86,7 +86,7 @@ class EMA(TrainerCallback):
         Raises:
             InputError: it holds none.
         """
-        path = Path(folder, FILE)
+        path = Path(folder, EMA_FILE)
         if not path.is_file():
             raise InputError(f"checkpoint {folder} was saved without ema_decay: resume without it, or begin anew.")
         self._find_weights()

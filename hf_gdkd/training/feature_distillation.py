@@ -15,10 +15,10 @@ from transformers import Trainer
 
 from ..errors import InputError
 from ..losses import FeatureLoss, Features
-from .feature_hooks import Collector
+from .feature_hooks import FeatureHooks
 from .teacher import Teacher
 
-FILE = "projections.safetensors"
+PROJECTIONS_FILE = "projections.safetensors"
 
 
 class ProjectionsTrainer(Trainer):
@@ -53,12 +53,12 @@ class ProjectionsTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save and (state := self.projections.state_dict()):
-            save_file(state, os.path.join(output_dir, FILE))
+            save_file(state, os.path.join(output_dir, PROJECTIONS_FILE))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.projections.state_dict():
-            self.projections.load_state_dict(load_file(os.path.join(checkpoint, FILE)))
+            self.projections.load_state_dict(load_file(os.path.join(checkpoint, PROJECTIONS_FILE)))
 
 
 class FeatureDistillation:
@@ -95,8 +95,8 @@ class FeatureDistillation:
                 f"student_layers names {len(layers[0])} modules and teacher_layers {len(layers[1])}: they are compared "
                 "one with one, so name as many."
             )
-        self.student = Collector(student, run_student, layers[0], name="student")
-        self.teacher = Collector(teacher.model, lambda: teacher(example), layers[1], name="teacher")
+        self.student = FeatureHooks(student, run_student, layers[0], name="student")
+        self.teacher = FeatureHooks(teacher.model, lambda: teacher(example), layers[1], name="teacher")
         with torch.no_grad(), self.collecting():
             run_student()
             teacher(example)

@@ -19,7 +19,7 @@ MAX_STAGES = 4
 MAX_PREFIX = 5  # tokens before those of the grid: class, distillation, registers
 
 
-class Collector:
+class FeatureHooks:
     """The stages of a model, from shallow to deep, and the features that enter its classifier head.
 
     The stages are the last modules before the resolution shrinks, at most four; for a model of one resolution, such

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..errors import TrainingError
 
 
-class FiniteLoss(TrainerCallback):
+class NaNGuard(TrainerCallback):
     """Looks at every optimizer step's losses before the step is taken.
 
     The device is waited for only until the step's last forward pass is done: it goes on with the backward pass. Under

@@ -1,4 +1,4 @@
-"""What a run leaves beside the student: its recipe, its metrics, the picture of its training."""
+"""What a run leaves beside the student: its settings, its metrics, the picture of its training."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ import yaml
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-RECIPE, METRICS, PICTURE = "recipe.yaml", "metrics.json", "training.png"
+SETTINGS_FILE, METRICS_FILE, PICTURE = "recipe.yaml", "metrics.json", "training.png"
 
 _NOT_PARTS = {"loss", "epoch", "step", "learning_rate", "grad_norm", "kd_ramp"}
 
 
-def write_recipe(folder: str | Path, recipe: Mapping[str, Any]) -> None:
+def write_run_settings(folder: str | Path, settings: Mapping[str, Any]) -> None:
     """Write recipe.yaml, whole or not at all: `distill.py --config` with it repeats the run."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    part = Path(folder, f"{RECIPE}.part")
-    part.write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
-    part.replace(Path(folder, RECIPE))
+    part = Path(folder, f"{SETTINGS_FILE}.part")
+    part.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+    part.replace(Path(folder, SETTINGS_FILE))
 
 
-def read_recipe(folder: str | Path) -> dict[str, Any] | None:
-    """What write_recipe wrote; None when there is none."""
-    path = Path(folder, RECIPE)
+def read_run_settings(folder: str | Path) -> dict[str, Any] | None:
+    """What write_run_settings wrote; None when there is none."""
+    path = Path(folder, SETTINGS_FILE)
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:
     """Write metrics.json; what is not finite is null."""
-    Path(folder, METRICS).write_text(json.dumps(_finite(metrics), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    Path(folder, METRICS_FILE).write_text(
+        json.dumps(_finite(metrics), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
 
 
 def _finite(value: Any) -> Any:

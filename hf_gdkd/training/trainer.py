@@ -21,16 +21,16 @@ from ..data.streaming import AugmentedStream
 from ..errors import InputError
 from ..losses import FeatureLoss
 from ..models.loading import load_teacher
-from .checkpoint_trainer import DurableTrainer
+from .checkpoint_trainer import CheckpointTrainer
 from .config import GDKDConfig
 from .dataloader_workers import DeadWorker, heard, hold_back
 from .distributed import check_engine, name_blocks, place_teacher
 from .feature_distillation import FeatureDistillation
-from .nan_guard import FiniteLoss
+from .nan_guard import NaNGuard
 from .teacher import Ensemble, Teacher, logits_of
 
 
-class GDKDTrainer(DurableTrainer):
+class GDKDTrainer(CheckpointTrainer):
     """Distil `teacher_model` into `model`.
 
     One optimizer step is the same however its batch is split into micro-batches and processes, because every loss
@@ -114,7 +114,7 @@ class GDKDTrainer(DurableTrainer):
         self.label_names = ["labels"]  # Trainer finds none when a plain module's forward takes none
         self._epochs = _Epochs(self.train_dataset)
         self.add_callback(self._epochs)
-        self.finite = FiniteLoss(nn.ModuleList([self.model, self.projections]), self.accelerator, self._save_state)
+        self.finite = NaNGuard(nn.ModuleList([self.model, self.projections]), self.accelerator, self._save_state)
         self.add_callback(self.finite)
         # So that the GPU is not waited for when processes tell each other the number of their samples.
         one_backend = not dist.is_initialized() or dist.get_backend() == "gloo"

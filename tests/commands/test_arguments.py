@@ -13,10 +13,13 @@ import pytest
 import yaml
 
 from hf_gdkd import GDKDConfig
-from hf_gdkd.commands.arguments import TRAINING_DEFAULTS, command_line, parse, recipe_of, run
+from hf_gdkd.commands.arguments.fields import TRAINING_DEFAULTS
+from hf_gdkd.commands.arguments.parsing import parse
+from hf_gdkd.commands.arguments.settings import command_line, run_settings
+from hf_gdkd.commands.running import run
 from hf_gdkd.errors import InputError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MODELS = ["--teacher", "big", "--student", "small"]
 SECRET = "hf_secretsecretsecret"
 
@@ -176,16 +179,16 @@ def test_recipe_that_is_a_folder(tmp_path):
 @pytest.mark.parametrize("name", ["recipe.yaml", "recipe.json"])
 def test_recipe_repeats_the_run(tmp_path, name, flags):
     first = parse([*MODELS, *flags, "--output_dir", str(tmp_path / "a")])
-    recipe = recipe_of(*first)
+    recipe = run_settings(*first)
     assert recipe["student"] == "small" and "output_dir" not in recipe
     second = parse(["--config", write(tmp_path / name, recipe), "--output_dir", str(tmp_path / "b")])
     assert same(first, second)
-    assert recipe_of(*second) == recipe
+    assert run_settings(*second) == recipe
 
 
 def test_recipe_holds_no_secret_and_no_place(tmp_path):
     flags = ["--hub_token", SECRET, "--push_to_hub", "--hub_model_id", "me/student", "--overwrite"]
-    recipe = recipe_of(*parse([*MODELS, *flags, "--output_dir", str(tmp_path / "here")]))
+    recipe = run_settings(*parse([*MODELS, *flags, "--output_dir", str(tmp_path / "here")]))
     assert recipe["hub_model_id"] == "me/student"
     assert not {"hub_token", "push_to_hub", "output_dir", "overwrite", "resume_from_checkpoint"} & recipe.keys()
     assert SECRET not in str(recipe) and "here" not in str(recipe) and "TOKEN" not in str(recipe)

@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import MultiStepLR
 from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification
 
 from hf_gdkd import GDKDConfig, GDKDTrainer
-from hf_gdkd.commands.arguments import DistillArguments, parse
-from hf_gdkd.commands.recipes import CIFAR100_LOSSES, RECIPES, listing, settings_of
+from hf_gdkd.commands.arguments.fields import DistillArguments
+from hf_gdkd.commands.arguments.parsing import parse
+from hf_gdkd.commands.recipes import CIFAR100_LOSSES, RECIPES, listing, recipe_settings
 from hf_gdkd.errors import InputError
 from hf_gdkd.models.loading import load_model
 
@@ -66,9 +67,9 @@ def test_losses_have_the_published_options(row, column, name):
 def test_pairs_have_the_published_weights(row):
     teacher, student, gdkd, gdkd3, beta = row
     for loss, weights in (("gdkd", gdkd), ("gdkd3", gdkd3)):
-        settings = settings_of(f"cifar100/{teacher}-{student}", loss)
+        settings = recipe_settings(f"cifar100/{teacher}-{student}", loss)
         assert [settings["w1"], settings["w2"]] == [float(w) for w in weights.split(",")]
-    settings = settings_of(f"cifar100/{teacher}-{student}", "dkd")
+    settings = recipe_settings(f"cifar100/{teacher}-{student}", "dkd")
     assert settings["beta"] == float(beta)
     assert settings["student"] == f"cifar/{student}"
     assert settings["teacher"].lower() == f"runs/cifar100/{teacher}".lower()
@@ -85,7 +86,7 @@ def test_every_pair_of_the_table_is_there():
     ("cub200/resnet34-resnet18", "CUB-200-2011:"), ("tiny-imagenet/resnet50-mobilenetv1", "Tiny-ImageNet:"),
 ])  # fmt: skip
 def test_training_is_as_published(name, heading):
-    settings = settings_of(name, "gdkd")
+    settings = recipe_settings(name, "gdkd")
     text = re.split(r"[\n.]\s", FACTS[FACTS.index(heading) :])[0]
     if name[0] in "ct" and "cifar" not in name:  # what the two transfers have in common stands in their heading
         text += FACTS[FACTS.index("## Transfer") :].splitlines()[0]
@@ -105,11 +106,11 @@ def test_training_is_as_published(name, heading):
 
 @pytest.mark.parametrize("name", [name for name in CNN_PAIRS if "mobilenet" in name])
 def test_mobilenet_v1_has_weights_of_its_own(name):
-    assert (settings_of(name, "gdkd")["w1"], settings_of(name, "gdkd")["w2"]) == (2, 2)
+    assert (recipe_settings(name, "gdkd")["w1"], recipe_settings(name, "gdkd")["w2"]) == (2, 2)
 
 
 def test_warm_up_reaches_the_published_factor_at_the_end_of_each_epoch():
-    args = GDKDConfig(kd_warmup_epochs=settings_of("cifar100/vgg13-vgg8", "gdkd")["kd_warmup_epochs"])
+    args = GDKDConfig(kd_warmup_epochs=recipe_settings("cifar100/vgg13-vgg8", "gdkd")["kd_warmup_epochs"])
     for epoch in range(1, 31):
         published = min(epoch / 20, 1)
         assert args.ramp(epoch) == published and published - 1 / 20 <= args.ramp(epoch - 0.5) <= published
@@ -123,7 +124,7 @@ def test_every_recipe_makes_arguments_with_every_loss(name, tmp_path):
     """Each value arrives where its name says, and each option in the loss."""
     losses = [("ce",)] if "ce" in RECIPES[name].losses else VARIANTS.values()
     for loss, *standardize in losses:
-        settings = settings_of(name, loss, *standardize) | {"output_dir": str(tmp_path)}
+        settings = recipe_settings(name, loss, *standardize) | {"output_dir": str(tmp_path)}
         own = {f.name for f in fields(DistillArguments)}
         DistillArguments(**{key: value for key, value in settings.items() if key in own})
         args = GDKDConfig(**{key: value for key, value in settings.items() if key not in own})
@@ -184,10 +185,10 @@ def test_a_teacher_of_the_augmented_rows():
 
 def test_processes_share_the_batch(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert settings_of("imagenet/resnet34-resnet18", "kd")["per_device_train_batch_size"] == 64
+    assert recipe_settings("imagenet/resnet34-resnet18", "kd")["per_device_train_batch_size"] == 64
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(InputError, match="batches of 512, which 3 processes cannot share evenly"):
-        settings_of("imagenet/resnet34-resnet18", "kd")
+        recipe_settings("imagenet/resnet34-resnet18", "kd")
 
 
 def test_the_list_names_every_recipe_without_a_heavy_import(tmp_path):

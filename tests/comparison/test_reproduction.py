@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_gdkd.commands.arguments import parse
-from hf_gdkd.commands.recipes import RECIPES, settings_of
+from hf_gdkd.commands.arguments.parsing import parse
+from hf_gdkd.commands.recipes import RECIPES, recipe_settings
 from hf_gdkd.comparison.reproduction import commands, reproduction
 from hf_gdkd.errors import InputError
-from hf_gdkd.training.run_files import write_metrics, write_recipe
+from hf_gdkd.training.run_files import write_metrics, write_run_settings
 
 REPORTED = Path(__file__).parents[2] / "scripts/compare/reported.yaml"
 TEACHERS, STUDENTS, IMAGENET = yaml.safe_load(REPORTED.read_text(encoding="utf-8"))
@@ -41,7 +41,7 @@ def test_figures_are_those_reported():
 
 @pytest.mark.parametrize("group", [TEACHERS, STUDENTS, IMAGENET], ids=lambda group: group["title"])
 def test_commands_are_commands(group, monkeypatch):
-    monkeypatch.setattr("hf_gdkd.commands.arguments.check_teacher_is_trained", lambda teachers: None)
+    monkeypatch.setattr("hf_gdkd.commands.arguments.checks.check_teacher_is_trained", lambda teachers: None)
     folders = set()
     for command in commands(group):
         accelerate, launch, script, *flags = shlex.split(command)
@@ -55,15 +55,15 @@ def test_what_was_run_stands_beside_what_was_reported(tmp_path, monkeypatch):
     row = "| cifar100/vgg13-vgg8 | 72.98 / {} | 74.36 / {} | 74.68 / not run |"
     assert row.format("not run", "not run") in reproduction(REPORTED)
     for loss, top1 in ((("kd",), 0.7312), (("kd", "global"), 0.745)):
-        settings = settings_of("cifar100/vgg13-vgg8", *loss)
+        settings = recipe_settings("cifar100/vgg13-vgg8", *loss)
         path = Path(settings["output_dir"])
         path.mkdir(parents=True)
-        write_recipe(path, settings)
+        write_run_settings(path, settings)
         write_metrics(path, {"top1": top1})
     assert row.format("73.12", "74.50") in reproduction(REPORTED)
-    write_recipe(path, settings | {"max_steps": 10})
+    write_run_settings(path, settings | {"max_steps": 10})
     assert row.format("73.12", "not run") in reproduction(REPORTED)
-    write_recipe(path, settings | {"temperature": 3.0})
+    write_run_settings(path, settings | {"temperature": 3.0})
     assert row.format("73.12", "not run") in reproduction(REPORTED)
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as TF
 
-from hf_gdkd.commands.arguments import parse
+from hf_gdkd.commands.arguments.parsing import parse
 from hf_gdkd.data.augment import GREY, Mix, image_augmentation
 from hf_gdkd.data.datasets import Augmented, collate
 from hf_gdkd.data.loading import load_data

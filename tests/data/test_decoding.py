@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 import hf_gdkd.data.decoding
-from hf_gdkd.commands.arguments import run
+from hf_gdkd.commands.running import run
 from hf_gdkd.data.datasets import Augmented, Viewed, collate
 from hf_gdkd.data.decoding import ImageError, Opened, check_images, open_image
 from hf_gdkd.data.views import EvalTransform, TrainTransform, View

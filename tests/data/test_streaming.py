@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_gdkd import GDKDConfig, GDKDTrainer
-from hf_gdkd.commands.arguments import parse
+from hf_gdkd.commands.arguments.parsing import parse
 from hf_gdkd.data.datasets import collate
 from hf_gdkd.data.loading import load_data
 from hf_gdkd.data.streaming import AugmentedStream

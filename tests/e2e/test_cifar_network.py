@@ -8,6 +8,8 @@ from pathlib import Path
 import yaml
 from transformers import AutoModelForImageClassification
 
+import hf_gdkd.models.cifar.modeling  # noqa: F401
+
 SCRIPT = Path(__file__).parents[2] / "scripts/distill.py"
 
 
@@ -25,6 +27,10 @@ def test_a_network_is_trained_by_its_recipe_and_saved(tmp_path):
     assert recipe["student_init"] == "random" and recipe["crop_padding"] == 1 and recipe["loss"] == "ce"
     assert recipe["lr_decay_epochs"] == [150, 180, 210] and recipe["decay_all_weights"]
     card = (run / "README.md").read_text()
-    assert "import hf_gdkd  # so that" in card and "base_model" not in card and "trained from scratch" in card
+    assert (
+        "import hf_gdkd.models.cifar.modeling  # so that" in card
+        and "base_model" not in card
+        and "trained from scratch" in card
+    )
     model = AutoModelForImageClassification.from_pretrained(run)
     assert model.config.architecture == "resnet8" and model.config.id2label[9] == "9"

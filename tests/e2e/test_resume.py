@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_gdkd.commands.arguments import run
+from hf_gdkd.commands.running import run
 from hf_gdkd.scripts.distill import main
 
 DEMO = Path(__file__).parents[2] / "scripts/demo"

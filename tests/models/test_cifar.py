@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 
 from hf_gdkd.data.views import View
 from hf_gdkd.errors import InputError
-from hf_gdkd.models.cifar import NAMES, registration
+from hf_gdkd.models.cifar import NAMES
 from hf_gdkd.models.cifar.configuration import CifarConfig
 from hf_gdkd.models.cifar.families import BUILD, ShuffleV1Block
 from hf_gdkd.models.cifar.modeling import CifarForImageClassification
@@ -191,8 +191,7 @@ def test_processor(tmp_path):
 
 
 LOAD = """
-import sys, hf_gdkd
-assert "transformers" not in sys.modules and "torch" not in sys.modules
+import sys, hf_gdkd.models.cifar.modeling
 from pathlib import Path
 from transformers import AutoModelForImageClassification, pipeline
 import torch
@@ -229,23 +228,3 @@ def test_from_config():
     config = AutoConfig.for_model("gdkd_cifar", architecture="resnet8", num_labels=7)
     model = AutoModelForImageClassification.from_config(config)
     assert isinstance(model, CifarForImageClassification) and model.classifier.out_features == 7
-
-
-@pytest.mark.parametrize("first", ["library", "register"])
-def test_registration_follows_the_import_of_the_library(tmp_path, monkeypatch, first):
-    """Whichever comes first; not before the library, and after all of it was executed."""
-    (tmp_path / f"library_{first}.py").write_text("import time\nwhole = True\n")
-    (tmp_path / f"registers_{first}.py").write_text(f"from library_{first} import whole\n")
-    library, registers = f"library_{first}", f"registers_{first}"
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registration, "AUTO_CONFIG", library)
-    monkeypatch.setattr(registration, "CONFIGURATION", registers)
-    finders = list(sys.meta_path)
-    if first == "library":
-        __import__(library)
-        registration.register()
-    else:
-        registration.register()
-        assert registers not in sys.modules
-        __import__(library)
-    assert sys.modules[registers].whole and sys.meta_path == finders

@@ -27,7 +27,7 @@ from PIL import Image
 from transformers import PrinterCallback, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_gdkd import GDKDConfig, GDKDTrainer
-from hf_gdkd.commands.arguments import quiet, run
+from hf_gdkd.commands.running import quiet, run
 from hf_gdkd.data.datasets import Augmented, collate
 from hf_gdkd.data.views import TrainTransform, View
 from hf_gdkd.training.checkpoints import checkpoint_to_resume, is_whole

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from hf_gdkd.commands.arguments import EXIT_CODES
 from hf_gdkd.errors import TrainingError
 
 DRIVER = Path(__file__).with_name("killing.py")
@@ -65,7 +64,7 @@ def test_a_full_disk(runs, i):
     """One sentence and an exit code; the checkpoint before is whole, and the run can go on from it."""
     folder, results, printed = runs
     result = results[f"full-{i}"]
-    assert result["ended"][0] == EXIT_CODES[TrainingError] == 4
+    assert result["ended"][0] == TrainingError.exit_code == 4
     whole = [name for name, is_whole in result["left"][0].items() if is_whole]
     said = [line for line in printed.splitlines() if line.startswith(f"error: {folder / f'full-{i}'}")]
     assert len(whole) == len(said) == 1 and " could not be written, with " in said[0]

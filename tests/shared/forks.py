@@ -48,7 +48,7 @@ class Forks:
 
 
 def serve():
-    from hf_gdkd.commands.arguments import run
+    from hf_gdkd.commands.running import run
     from hf_gdkd.scripts import distill, evaluate, push
 
     mains = {"distill": distill.main, "evaluate": evaluate.main, "push": push.main}

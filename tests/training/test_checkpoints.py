@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from hf_gdkd import GDKDConfig
 from hf_gdkd.errors import InputError, TrainingError
 from hf_gdkd.training.checkpoints import check_same_run, checkpoint_to_resume, is_whole, saving, write_contents
-from hf_gdkd.training.run_files import read_recipe, write_recipe
+from hf_gdkd.training.run_files import read_run_settings, write_run_settings
 
 
 def checkpoint(folder, step, state=True):
@@ -65,7 +65,7 @@ def test_a_named_checkpoint_that_is_not_whole(tmp_path):
 def test_the_last_of_none_begins(tmp_path, capsys):
     """A job that is always started with the same command: before its first checkpoint, too."""
     checkpoint(tmp_path / "torn", 9, state=False)
-    write_recipe(tmp_path / "killed early", {"loss": "kd"})
+    write_run_settings(tmp_path / "killed early", {"loss": "kd"})
     for name in ("torn", "killed early", "absent"):
         assert resume(tmp_path / name, "last") is None
         assert capsys.readouterr().out.endswith(f"{name} holds no whole checkpoint: the run begins anew.\n")
@@ -117,11 +117,11 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path, error):
 
 
 def test_a_recipe_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    write_recipe(tmp_path, {"loss": "kd"})
+    write_run_settings(tmp_path, {"loss": "kd"})
     monkeypatch.setattr(Path, "replace", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        write_recipe(tmp_path, {"loss": "gdkd"})
-    assert read_recipe(tmp_path) == {"loss": "kd"}
+        write_run_settings(tmp_path, {"loss": "gdkd"})
+    assert read_run_settings(tmp_path) == {"loss": "kd"}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from tiny_training import Normed, NormedTeacher, Plain, Record, config, distil, make, make_data, vit, weights
 
 from hf_gdkd.errors import InputError
-from hf_gdkd.training.ema import FILE
+from hf_gdkd.training.ema import EMA_FILE
 from hf_gdkd.training.trainer import GDKDTrainer
 
 DECAY = 0.5
@@ -37,11 +37,11 @@ def test_checkpoints_hold_both_and_resume_is_exact(tmp_path):
     options = {"ema_decay": DECAY, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
     whole = distil(tmp_path / "a", make(vit), trainer=GDKDTrainer, **options)
     checkpoint = tmp_path / "a/checkpoint-2"
-    raw, average = load_file(checkpoint / "model.safetensors"), load_file(checkpoint / FILE)
+    raw, average = load_file(checkpoint / "model.safetensors"), load_file(checkpoint / EMA_FILE)
     assert len(raw) == len(average)
     resumed = distil(tmp_path / "b", make(vit, 9), trainer=GDKDTrainer, resume=str(checkpoint), **options)
     assert torch.equal(weights(whole), weights(resumed))
-    (checkpoint / FILE).unlink()
+    (checkpoint / EMA_FILE).unlink()
     with pytest.raises(InputError, match="was saved without ema_decay"):
         distil(tmp_path / "c", make(vit), trainer=GDKDTrainer, resume=str(checkpoint), **options)
 
@@ -52,7 +52,7 @@ def test_what_is_saved_at_the_end_is_what_was_evaluated(tmp_path, build):
     last = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row][-1]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(last, rel=1e-6)
     trainer.save_model()
-    assert not (tmp_path / FILE).exists()
+    assert not (tmp_path / EMA_FILE).exists()
     saved = torch.cat([t.flatten() for t in load_file(tmp_path / "model.safetensors").values()])
     assert saved.sum() == pytest.approx(float(weights(trainer).sum()), rel=1e-4)
 

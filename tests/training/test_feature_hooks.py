@@ -19,7 +19,7 @@ from transformers import (
 
 from hf_gdkd.errors import InputError
 from hf_gdkd.models.loading import load_model
-from hf_gdkd.training.feature_hooks import Collector
+from hf_gdkd.training.feature_hooks import FeatureHooks
 
 
 class Block(nn.Module):
@@ -84,7 +84,7 @@ def convnext():
 def collector(model, size, **options):
     torch.manual_seed(0)
     x = torch.randn(2, 3, size, size)
-    return Collector(model.eval(), lambda: model(x), **options), x
+    return FeatureHooks(model.eval(), lambda: model(x), **options), x
 
 
 # name: model, size of images, stages with their channels and sizes, size of the pooled features

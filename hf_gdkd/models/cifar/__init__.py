@@ -1,7 +1,7 @@
 """The networks of the paper's CIFAR-100 experiments, for 32 x 32 images, as models of transformers.
 
-They are `cifar/resnet8x4` and so on in the command. `import hf_gdkd` is enough for `AutoConfig` and
-`AutoModelForImageClassification` to load what was saved of them.
+They are `cifar/resnet8x4` and so on in the command. After `import hf_gdkd.models.cifar.modeling`, `AutoConfig` and
+`AutoModelForImageClassification` of transformers load what was saved of them.
 """
 
 from difflib import get_close_matches

@@ -1,0 +1,68 @@
+"""A run's arguments from its flags, a file of settings or one of the paper's recipes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
+
+from ...errors import InputError, first_sentence
+from ...training.config import GDKDConfig
+from ..recipes import recipe_settings
+from .checks import check_arguments
+from .fields import TRAINING_DEFAULTS, DistillArguments
+from .settings import as_flags, closest, read_settings
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message.rstrip('.')}; --help lists the flags.")
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConfig]:
+    """Arguments from flags, over those of a file of settings (`--config`) or a recipe of the paper's (`--recipe`).
+
+    Raises:
+        InputError: unknown flags, keys or values.
+    """
+    parser = _Parser([DistillArguments, GDKDConfig], prog="distill.py", allow_abbrev=False)
+    parser.add_argument("--config", help="Recipe (yaml or json) whose values the flags override.")
+    parser.add_argument("--recipe", help="One of the paper's experiments, whose values the flags override.")
+    parser.add_argument("--list_recipes", action="store_true", help="Print what --recipe takes, and stop.")
+    parser.set_defaults(**TRAINING_DEFAULTS)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    flags, unknown = parser.parse_known_args(argv)
+    if flags.config is not None and flags.recipe is not None:
+        raise InputError("--config and --recipe are a recipe each: give one of them.")
+    settings: dict[str, Any] = {}
+    if flags.config is not None:
+        settings = read_settings(flags.config)
+    elif flags.recipe is not None:
+        settings = recipe_settings(flags.recipe, flags.loss, flags.standardize)
+    if settings:
+        parser.set_defaults(**{key: None for key, value in settings.items() if value is None})
+        argv = as_flags(settings) + argv
+        flags, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [option for option in parser._option_string_actions if "-" not in option[2:]]
+        raise InputError(f"unknown argument {unknown[0]}{closest(unknown[0].split('=')[0], known)}")
+    if flags.output_dir is None and flags.student is not None:
+        parser.set_defaults(output_dir=os.path.join("runs", f"{os.path.basename(flags.student)}-{flags.loss}"))
+    if flags.label_free:
+        parser.set_defaults(ce_weight=0.0)
+    if flags.streaming:
+        parser.set_defaults(eval_strategy="steps", eval_steps=500, save_strategy="steps")
+    if flags.early_stopping_patience is not None:
+        metric = "agreement" if flags.label_free else "top1"
+        parser.set_defaults(load_best_model_at_end=True, metric_for_best_model=metric)
+    try:
+        script, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    except InputError:
+        raise
+    except ValueError as error:  # what TrainingArguments refuses
+        raise InputError(first_sentence(error)) from error
+    check_arguments(script, args)
+    return script, args

@@ -1,0 +1,9 @@
+from .datasets import Augmented as Augmented
+from .datasets import Viewed as Viewed
+from .datasets import collate as collate
+from .loading import Data as Data
+from .loading import load_data as load_data
+from .streaming import AugmentedStream as AugmentedStream
+from .views import EvalTransform as EvalTransform
+from .views import TrainTransform as TrainTransform
+from .views import View as View

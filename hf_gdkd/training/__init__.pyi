@@ -1,0 +1,4 @@
+from .config import GDKDConfig as GDKDConfig
+from .teacher import Ensemble as Ensemble
+from .teacher import Teacher as Teacher
+from .trainer import GDKDTrainer as GDKDTrainer
