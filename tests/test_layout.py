@@ -16,7 +16,7 @@ FOLDERS = {"scripts": PACKAGE.parent / "scripts"}
 
 def files_of(wing):
     folder = FOLDERS.get(wing, PACKAGE / wing)
-    return sorted(folder.rglob("*.py*")) if folder.is_dir() else [PACKAGE / f"{wing}.py"]
+    return sorted([*folder.rglob("*.py"), *folder.rglob("*.pyi")]) if folder.is_dir() else [PACKAGE / f"{wing}.py"]
 
 
 def imports_of(path, package):

@@ -20,8 +20,8 @@ from transformers import (
     pipeline,
 )
 
-from hf_gdkd import models
 from hf_gdkd.errors import InputError
+from hf_gdkd.models import loading as models
 from hf_gdkd.models.loading import load_model, load_processor, load_teacher, pin_revision, save_processor
 from hf_gdkd.models.names import SHORT_NAMES, resolve_name
 
