@@ -50,6 +50,11 @@ def match_labels(
     Raises:
         InputError: a target class has no source class, or several, or shares one; one side has names and the
             other numbers; the numbers differ; label_map has a name that does not exist.
+
+    Example:
+        >>> from hf_gdkd.models import match_labels
+        >>> match_labels(["tabby, tabby cat", "Chihuahua", "tench"], ["tench", "Tabby_cat"])
+        [2, 0]
     """
     teacher = "the teacher" if source_name == "teacher" else f"the teacher {source_name}"
     data = "the data set" if target_name == "data set" else f"the data set {target_name}"

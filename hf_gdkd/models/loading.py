@@ -55,6 +55,12 @@ def load_model(
 
     Raises:
         InputError: no such model, no safetensors weights, or remote code without `trust_remote_code`.
+
+    Example:
+        >>> from hf_gdkd.models import load_model
+        >>> model = load_model("cifar/resnet8", label_names=["cat", "dog"], init="random")
+        >>> model.config.id2label
+        {0: 'cat', 1: 'dog'}
     """
     path = resolve_name(name)
     if possible_init(name, init) == "random":
