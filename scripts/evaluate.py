@@ -24,7 +24,7 @@ import torch
 from hf_gdkd.commands.running import quiet, run
 from hf_gdkd.data.loading import load_data
 from hf_gdkd.evaluation.measurement import measure_teacher
-from hf_gdkd.evaluation.metrics import Agreement
+from hf_gdkd.evaluation.metrics import agreement
 from hf_gdkd.training.teacher import Teacher
 
 
@@ -66,9 +66,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         )
     for name in (options.model, options.baseline):
         if options.teacher is not None and name not in (None, options.teacher):
-            results[name] |= Agreement(keep_in_memory=True).compute(
-                predictions=logits[name], references=logits[options.teacher]
-            )
+            results[name]["agreement"] = agreement(logits[name], logits[options.teacher])
 
     for name, numbers in results.items():
         print(f"{name} on {data.name} ({data.eval_split}, {len(data.eval)} images)")

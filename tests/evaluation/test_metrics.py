@@ -1,14 +1,12 @@
 """Metrics against hand-computed values and scikit-learn; nothing is downloaded (HF_HUB_OFFLINE)."""
 
-import evaluate
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from transformers import EvalPrediction
 
 from hf_gdkd.evaluation.metrics import (
-    Agreement,
-    ImageClassification,
+    agreement,
     classification_metrics,
     compute_metrics,
     log_softmax,
@@ -76,44 +74,16 @@ def test_large_logits_are_finite():
     assert found == pytest.approx({"top1": 0.5, "top5": 1.0, "nll": 5000.0, "ece": 0.5})
 
 
-def test_metric_module():
-    logits, labels = random_logits()
-    expected = classification_metrics(logits, labels)
-    metric = ImageClassification()
-    assert isinstance(metric, evaluate.Metric)
-    assert metric.compute(predictions=logits, references=labels) == expected
-    for rows in np.array_split(np.arange(len(labels)), 7):
-        metric.add_batch(predictions=logits[rows], references=labels[rows])
-    assert metric.compute() == expected
-
-
 def test_agreement():
     logits, _ = random_logits()
     other = np.roll(logits, 1, axis=-1)
     other[:75] = logits[:75] * 2
-    metric = Agreement()
-    assert metric.compute(predictions=logits, references=other) == {"agreement": 0.25}
-    assert metric.compute(predictions=logits, references=logits) == {"agreement": 1.0}
-
-
-def test_combine():
-    """The modules of others that take logits and labels can stand beside ours."""
-    logits, labels = random_logits()
-    both = evaluate.combine({"a": ImageClassification(), "b": ImageClassification()}, force_prefix=True)
-    both.add_batch(predictions=logits, references=labels)
-    expected = classification_metrics(logits, labels)
-    assert both.compute() == {f"{side}_{key}": value for side in "ab" for key, value in expected.items()}
+    assert agreement(logits, other) == 0.25 and agreement(logits, logits) == 1.0
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_compute_metrics_is_the_module(dtype):
+def test_compute_metrics_computes_in_float32(dtype):
     logits, labels = random_logits()
     logits = logits.astype(dtype)
-    expected = ImageClassification().compute(predictions=logits.astype(np.float32), references=labels)
+    expected = classification_metrics(logits.astype(np.float32), labels)
     assert compute_metrics(EvalPrediction(logits, labels)) == expected
-
-
-def test_imagenet_size():
-    logits, labels = random_logits(2000, 1000)
-    found = ImageClassification(keep_in_memory=True).compute(predictions=logits, references=labels)
-    assert found["top1"] == accuracy_score(labels, logits.argmax(-1))
