@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from urllib.parse import parse_qs, unquote
 
 import yaml
@@ -50,7 +50,7 @@ class Repo:
         parent = self.branches.get(branch)
         listing = sorted((path, git_oid(data)) for path, data in files.items())
         sha = hashlib.sha1(repr((self.kind, self.id, parent, title, listing)).encode()).hexdigest()
-        date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
         self.commits[sha] = Commit(sha, parent, title, date, dict(files))
         self.branches[branch] = sha
         return sha
