@@ -5,6 +5,7 @@ import re
 import sys
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_every_library_that_is_declared_is_imported():
 def test_every_requirement_has_its_reason(section):
     """A comment stands above each requirement (ConfigParser drops comments: the lines are read here)."""
     lines = (ROOT / "setup.cfg").read_text().split(f"[{section}]")[1].split("\n[")[0].splitlines()
-    for above, line in zip(lines, lines[1:], strict=False):
+    for above, line in pairwise(lines):
         if re.match(r"    [\w\[\]]+[<>=]=", line):
             assert above.startswith("    #") or line.strip().startswith(("setuptools", "wheel")), line
 

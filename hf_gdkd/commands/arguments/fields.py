@@ -36,6 +36,9 @@ class DistillArguments:
     teacher: list[str] | None = _field(None, "Teacher, likewise, or several; leave it out with --loss ce.")
     teacher_weights: list[float] | None = _field(None, "Weights of several teachers' probabilities; unset: the same.")
     dataset: str = _field("timm/mini-imagenet", "Data set: Hub id, local folder, or digits (embedded).")
+    loss_file: str | None = _field(
+        None, "Python file to run first: it registers a loss of your own, which --loss names."
+    )
     student_init: str = _field("pretrained", "pretrained: from weights; random: the architecture only.")
     student_revision: str | None = _field(None, "Branch, tag or commit of the student.")
     teacher_revision: list[str] | None = _field(None, "Branch, tag or commit of each teacher.")

@@ -11,6 +11,7 @@ from transformers import HfArgumentParser
 
 from ...errors import InputError, first_sentence
 from ...training.config import GDKDConfig
+from ..loss_file import run_loss_file
 from ..recipes import recipe_settings
 from .checks import check_arguments
 from .fields import TRAINING_DEFAULTS, DistillArguments
@@ -37,6 +38,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
     flags, unknown = parser.parse_known_args(argv)
     if flags.config is not None and flags.recipe is not None:
         raise InputError("--config and --recipe are a recipe each: give one of them.")
+    if flags.loss_file is not None:
+        run_loss_file(flags.loss_file)
     settings: dict[str, Any] = {}
     if flags.config is not None:
         settings = read_settings(flags.config)

@@ -18,6 +18,7 @@ from .fields import TRAINING_DEFAULTS, DistillArguments
 
 # Not in a recipe: where the run was, and secrets.
 UNRECORDED = (
+    "loss_file",
     "output_dir",
     "run_name",
     "overwrite",
@@ -37,6 +38,8 @@ def read_settings(path: str) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise InputError(f"recipe {path} is no mapping of names to values.")
     known = [f.name for f in (*fields(DistillArguments), *fields(GDKDConfig)) if f.init]
+    if "loss_file" in recipe:
+        raise InputError(f"recipe {path} sets loss_file, which runs code: use the flag --loss_file instead.")
     for key in recipe:
         if key not in known:
             raise InputError(f"recipe {path} has an unknown key {key!r}{closest(str(key), known)}")
