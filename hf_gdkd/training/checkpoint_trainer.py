@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,7 +21,7 @@ from ..errors import InputError, TrainingError, first_sentence
 from ..hub_client import HUB_ERRORS, hub_reason, retried
 from .checkpoints import is_whole, last_whole_checkpoint, remove_from, saving, write_contents
 from .dataloader_workers import DeadWorker, heard, release
-from .ema import EMA
+from .ema import EMA, check_resumable
 from .feature_distillation import ProjectionsTrainer
 
 # What is pushed of a checkpoint.
@@ -34,9 +33,8 @@ class CheckpointTrainer(ProjectionsTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.ema = self.args.ema_decay and EMA(self.model, self.args.ema_decay)
-        if self.ema is not None:
-            self.add_callback(self.ema)
+        self.ema = EMA()
+        self.add_callback(self.ema)
         self._saved_at: int | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -44,6 +42,7 @@ class CheckpointTrainer(ProjectionsTrainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
         self._saved_at = None
+        self.ema.reset()
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         release()
         return output
@@ -61,9 +60,8 @@ class CheckpointTrainer(ProjectionsTrainer):
         Raises:
             TrainingError: a DataLoader worker died or hung.
         """
-        average = self.ema.in_place() if self.ema is not None else nullcontext()
         try:
-            with heard(), torch.random.fork_rng(devices=[]), average:
+            with heard(), torch.random.fork_rng(devices=[]), self.ema.in_place():
                 return super().evaluation_loop(*args, **kwargs)
         except DeadWorker as error:
             self._end(str(error), save=self.is_in_train and self.args.world_size == 1)
@@ -108,6 +106,12 @@ class CheckpointTrainer(ProjectionsTrainer):
             super()._save_checkpoint(model, trial)
         self._saved_at = step
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As Trainer's, and the raw weights where the model of the checkpoint is their moving average."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.ema.save(output_dir)
+
     def _save_rng_state(self, output_dir: str) -> None:
         """As Trainer's; then, with the files of all processes there, contents.json. trainer_state.json follows."""
         super()._save_rng_state(output_dir)
@@ -116,13 +120,12 @@ class CheckpointTrainer(ProjectionsTrainer):
             write_contents(output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """As Trainer's, without `training_args.bin`: a pickle that holds the Hub token, and that nothing reads."""
-        super()._save(output_dir, state_dict)
+        """As Trainer's, of the moving average, and without `training_args.bin`: a pickle that holds the Hub token."""
+        with self.ema.in_place():
+            super()._save(output_dir, state_dict)
         folder = output_dir or self.args.output_dir
         if self.args.should_save:
             os.remove(os.path.join(folder, TRAINING_ARGS_NAME))
-            if self.ema is not None:
-                self.ema.save(folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """As Trainer's, unless a card is there already, such as the one that the scripts write."""
@@ -130,10 +133,14 @@ class CheckpointTrainer(ProjectionsTrainer):
             super().create_model_card(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """As Trainer's, which leaves out, with no error, what `save_pretrained` renames (a ViT's weights)."""
+        check_resumable(resume_from_checkpoint, self.args.ema_decay)
+        self._load_student(resume_from_checkpoint, model)
+        if self.args.ema_decay is not None:
+            self.ema.load(resume_from_checkpoint, self.model)
+
+    def _load_student(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As Trainer's `_load_from_checkpoint`, which silently skips what `save_pretrained` renames, as in a ViT."""
         student = self.model if model is None else model
-        if self.ema is not None:
-            self.ema.load(resume_from_checkpoint)
         if not isinstance(student, PreTrainedModel) or self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         saved, info = type(student).from_pretrained(
@@ -175,4 +182,6 @@ class CheckpointTrainer(ProjectionsTrainer):
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_best_model()
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        self._load_student(self.state.best_model_checkpoint)
+        if self.ema.training:
+            self.ema.adopt(self.model)

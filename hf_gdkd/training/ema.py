@@ -1,4 +1,4 @@
-"""The moving average of the student's weights that is evaluated and saved in its place."""
+"""The moving average of the student's weights, which is evaluated and saved in their place."""
 
 from __future__ import annotations
 
@@ -13,58 +13,72 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..errors import InputError
 
-EMA_FILE = "ema.safetensors"
+RAW_WEIGHTS_FILE = "raw_weights.safetensors"
 
 
 class EMA(TrainerCallback):
-    """Exponential moving average of the floating-point weights and buffers of `model`, after every optimizer step.
+    """Keeps an exponential moving average of a model's floating-point weights and buffers while it trains.
 
-    At step n the old average weighs min(decay, (1 + n) / (10 + n)), so that the start is soon forgotten. When training
-    ends the model takes the average over.
-
-    Args:
-        model: the student, unwrapped.
-        decay: weight of the old average, 0 < decay < 1.
+    It is updated after every optimizer step: at step n the old average weighs min(ema_decay, (1 + n) / (10 + n)), so
+    that the start is soon forgotten. Model and `ema_decay` are those of each training run; without `ema_decay` nothing
+    happens. A checkpoint's model is the average, with the raw weights in a file beside it; when training ends, the
+    model takes the average over.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model, self.decay = model, decay
+    def __init__(self) -> None:
         self.weights: dict[str, Tensor] = {}
         self.average: dict[str, Tensor] | None = None
         self.training = False
 
-    def _find_weights(self) -> None:
-        self.weights = {name: t for name, t in self.model.state_dict().items() if t.is_floating_point()}
+    def reset(self) -> None:
+        """Forget an average that an interrupted training run left."""
+        self.training, self.average = False, None
+
+    def adopt(self, model: nn.Module) -> None:
+        """Make the model's weights, as they are now, the average."""
+        self._find_weights(model)
+        self.average = {name: t.clone() for name, t in self.weights.items()}
+
+    def _find_weights(self, model: nn.Module) -> None:
+        self.weights = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: object,
     ) -> None:
-        self.training = True
-        self._find_weights()
-        if self.average is None:
-            self.average = {name: t.clone() for name, t in self.weights.items()}
+        self.training = args.ema_decay is not None
+        if self.training and self.average is None:
+            self.adopt(model)
+        elif self.training:
+            self._find_weights(model)  # DDP may have moved them since `load`
 
     @torch.no_grad()
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        step = state.global_step
-        share = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), share)
+        if self.training:
+            step = state.global_step
+            share = 1 - min(args.ema_decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), share)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        self._put(self.average)
-        self.training, self.average = False, None
+        if self.training:
+            self._put(self.average)
+            self.reset()
 
     @torch.no_grad()
     def _put(self, weights: dict[str, Tensor]) -> None:
-        torch._foreach_copy_(list(self.weights.values()), list(weights.values()))
+        torch._foreach_copy_(list(self.weights.values()), [weights[name] for name in self.weights])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """While training, the model with the average in place of its weights; else the model as it is."""
+        """During training, the model with the average in place of its weights; otherwise the model as it is."""
         if not self.training:
             yield
             return
@@ -76,19 +90,29 @@ class EMA(TrainerCallback):
             self._put(kept)
 
     def save(self, folder: str | Path) -> None:
-        """Write the average beside a checkpoint's weights; nothing when no training is under way."""
+        """Write the raw weights beside a checkpoint's average."""
         if self.training:
-            save_file({name: t.contiguous() for name, t in self.average.items()}, Path(folder, EMA_FILE))
+            raw = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in self.weights.items()}
+            save_file(raw, Path(folder, RAW_WEIGHTS_FILE))
 
-    def load(self, folder: str | Path) -> None:
-        """Go on with the average of a checkpoint.
+    def load(self, folder: str | Path, model: nn.Module) -> None:
+        """Keep the average of a checkpoint, which `model` holds, and give `model` the raw weights back."""
+        self.adopt(model)
+        self._put(load_file(Path(folder, RAW_WEIGHTS_FILE)))
 
-        Raises:
-            InputError: it holds none.
-        """
-        path = Path(folder, EMA_FILE)
-        if not path.is_file():
-            raise InputError(f"checkpoint {folder} was saved without ema_decay: resume without it, or begin anew.")
-        self._find_weights()
-        saved = load_file(path)
-        self.average = {name: saved[name].to(t.device, t.dtype) for name, t in self.weights.items()}
+
+def check_resumable(folder: str | Path, ema_decay: float | None) -> None:
+    """Refuse a checkpoint whose model is a moving average to a run without one, and the reverse.
+
+    Raises:
+        InputError: `ema_decay` does not suit the checkpoint.
+    """
+    averaged = Path(folder, RAW_WEIGHTS_FILE).is_file()
+    if averaged and ema_decay is None:
+        raise InputError(
+            f"the model of checkpoint {folder} is a moving average: resume with the ema_decay that the run began with."
+        )
+    if not averaged and ema_decay is not None:
+        raise InputError(
+            f"checkpoint {folder} was saved without ema_decay: resume without it, or start again in another folder."
+        )

@@ -34,9 +34,10 @@ def runs(tmp_path_factory):
 
 
 def weights(runs, name):
-    """The student's, which is the moving average, and those that the last checkpoint has beside it."""
+    """The student's, and those of the last checkpoint: the moving average, and the raw weights beside it."""
     (checkpoint,) = (runs[0] / name).glob("checkpoint-*")
-    return [(path / "model.safetensors").read_bytes() for path in (runs[0] / name, checkpoint)]
+    files = ("model.safetensors", "raw_weights.safetensors")
+    return [(runs[0] / name / files[0]).read_bytes(), *((checkpoint / file).read_bytes() for file in files)]
 
 
 @pytest.mark.parametrize("i", range(KILLS))

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import Normed, NormedTeacher, Plain, Record, config, distil, make, make_data, vit, weights
+from tiny_training import InOrder, Normed, NormedTeacher, Plain, Record, config, distil, make, make_data, vit, weights
+from transformers import TrainerCallback
 
 from hf_gdkd.errors import InputError
-from hf_gdkd.training.ema import EMA_FILE
+from hf_gdkd.training.checkpoint_trainer import MODEL_FILES
+from hf_gdkd.training.ema import RAW_WEIGHTS_FILE
 from hf_gdkd.training.trainer import GDKDTrainer
 
 DECAY = 0.5
@@ -33,17 +35,31 @@ def test_the_average_is_that_of_a_plain_loop(tmp_path):
     assert not torch.allclose(weights(plain), weights(trainer))
 
 
-def test_checkpoints_hold_both_and_resume_is_exact(tmp_path):
+@pytest.mark.parametrize("build", [vit, Plain])
+def test_the_model_of_a_checkpoint_is_what_was_evaluated(tmp_path, build):
+    """And the raw weights stand beside it, from which a resumed run goes on exactly."""
+    record = Record()
     options = {"ema_decay": DECAY, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
-    whole = distil(tmp_path / "a", make(vit), trainer=GDKDTrainer, **options)
+    options |= {"eval_strategy": "steps", "eval_steps": 2, "trainer": GDKDTrainer}
+    straight = distil(tmp_path / "a", make(build), callbacks=[record], **options)
     checkpoint = tmp_path / "a/checkpoint-2"
-    raw, average = load_file(checkpoint / "model.safetensors"), load_file(checkpoint / EMA_FILE)
-    assert len(raw) == len(average)
-    resumed = distil(tmp_path / "b", make(vit, 9), trainer=GDKDTrainer, resume=str(checkpoint), **options)
-    assert torch.equal(weights(whole), weights(resumed))
-    (checkpoint / EMA_FILE).unlink()
+    saved, raw = make(build), load_file(checkpoint / RAW_WEIGHTS_FILE)
+    if build is vit:
+        saved = type(saved).from_pretrained(checkpoint)
+    else:
+        saved.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    torch.testing.assert_close(dict(saved.state_dict()), record.evaluated[0], rtol=0, atol=0)
+    torch.testing.assert_close(raw, record.steps[1], rtol=0, atol=0)
+    assert not any(torch.equal(raw[name], value) for name, value in saved.state_dict().items() if value.ndim > 1)
+    assert not any((checkpoint / RAW_WEIGHTS_FILE).match(pattern) for pattern in MODEL_FILES), "it would be pushed"
+
+    resumed = distil(tmp_path / "b", make(build, 9), resume=str(checkpoint), **options)
+    assert torch.equal(weights(straight), weights(resumed))
+    with pytest.raises(InputError, match="checkpoint-2 is a moving average: resume with the ema_decay"):
+        distil(tmp_path / "c", make(build), resume=str(checkpoint), **options | {"ema_decay": None})
+    (checkpoint / RAW_WEIGHTS_FILE).unlink()
     with pytest.raises(InputError, match="was saved without ema_decay"):
-        distil(tmp_path / "c", make(vit), trainer=GDKDTrainer, resume=str(checkpoint), **options)
+        distil(tmp_path / "c", make(build), resume=str(checkpoint), **options)
 
 
 @pytest.mark.parametrize("build", [vit, Plain])
@@ -52,15 +68,20 @@ def test_what_is_saved_at_the_end_is_what_was_evaluated(tmp_path, build):
     last = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row][-1]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(last, rel=1e-6)
     trainer.save_model()
-    assert not (tmp_path / EMA_FILE).exists()
+    assert not (tmp_path / RAW_WEIGHTS_FILE).exists()
     saved = torch.cat([t.flatten() for t in load_file(tmp_path / "model.safetensors").values()])
     assert saved.sum() == pytest.approx(float(weights(trainer).sum()), rel=1e-4)
 
 
+@pytest.mark.parametrize("weights_only", [False, True])
 @pytest.mark.parametrize("build, best", [(vit, max), (Plain, min)])
-def test_the_best_average_is_kept(tmp_path, build, best):
+def test_the_best_average_is_kept(tmp_path, build, best, weights_only):
     """What counts as best is chosen so that it is the first epoch: the model is then the average of that epoch."""
-    options = {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True}
+    options = {"save_only_model": weights_only} | {
+        "save_strategy": "epoch",
+        "eval_strategy": "epoch",
+        "load_best_model_at_end": True,
+    }
     options |= {"metric_for_best_model": "loss", "greater_is_better": best is max, "num_train_epochs": 4}
     trainer = distil(tmp_path, make(build), ema_decay=DECAY, learning_rate=0.05, **options)
     losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
@@ -73,10 +94,27 @@ def test_training_twice_begins_a_new_average(tmp_path):
     again = GDKDTrainer(make(Plain), make(NormedTeacher, 1), config(tmp_path), train_dataset=make_data())
     again.model.load_state_dict(trainer.model.state_dict())
     trainer.train()
-    assert trainer.ema.average is None and not torch.equal(weights(trainer), weights(again))
+    assert (
+        not trainer.ema.training and trainer.ema.average is None and not torch.equal(weights(trainer), weights(again))
+    )
+
+
+def test_an_interrupted_training_leaves_no_average_to_the_next(tmp_path):
+    class Interrupts(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    args = config(tmp_path, ema_decay=DECAY)
+    trainer = InOrder(make(Plain, 1), make(NormedTeacher, 1), args, train_dataset=make_data(), callbacks=[Interrupts()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.pop_callback(Interrupts)
+    trainer.model.load_state_dict(make(Plain).state_dict())
+    trainer.train()
+    assert torch.equal(weights(trainer), weights(distil(tmp_path, make(Plain), ema_decay=DECAY)))
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, float("nan")])
 def test_a_decay_out_of_range(tmp_path, decay):
-    with pytest.raises(InputError, match=r"ema_decay is .*: give a number above 0 and below 1"):
+    with pytest.raises(InputError, match=r"ema_decay is .*: .* a number above 0 and below 1"):
         config(tmp_path, ema_decay=decay)
