@@ -14,15 +14,15 @@ row anew, with the settings that the report's CSV holds, and says whether their 
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before the imports that take seconds
+    from hf_gdkd.commands.arguments.help import show_help
 
-if __name__ == "__main__":
-    sys.path.pop(0)  # evaluate.py in this folder must not stand in for the library evaluate
+    show_help("compare")
 
 import gc
 import json
 import os
-from argparse import ArgumentParser
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -35,6 +35,7 @@ from threading import Thread
 import torch
 from tqdm.auto import tqdm
 
+from hf_gdkd.commands.arguments.parsers import compare_parser
 from hf_gdkd.commands.arguments.parsing import parse
 from hf_gdkd.commands.arguments.settings import as_flags
 from hf_gdkd.commands.running import run
@@ -173,14 +174,7 @@ class Workers:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("comparisons", nargs="+", type=Path, help="YAML files, one for each data set")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/compare"), help="where the runs go")
-    parser.add_argument("--report", type=Path, default=Path("runs/compare/RESULTS.md"), help="what to write")
-    parser.add_argument("--reported", type=Path, help="YAML file of others' figures, for the report")
-    parser.add_argument("--workers", type=int, default=1, help="runs side by side, where there is no GPU")
-    parser.add_argument("--repeat", nargs=2, metavar=("STUDENT", "LOSS"), help="repeat one row of the report")
-    options = parser.parse_args(argv)
+    options = compare_parser().parse_args(argv)
     appendix = reproduction(options.reported) if options.reported else ""
     compared = [Comparison.read(path, options.output_dir) for path in options.comparisons]
     with Workers(options.workers) as workers:

@@ -8,11 +8,6 @@ residual network, and writes a table (demo.md) and a picture (demo.png) to runs/
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":
-    sys.path.pop(0)  # evaluate.py in this folder must not stand in for the library evaluate
-
 import os
 import time
 from argparse import ArgumentParser

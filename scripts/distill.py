@@ -10,14 +10,10 @@ repeats it: `--config runs/student/recipe.yaml --output_dir runs/again`. Offline
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before the imports that take seconds
+    from hf_gdkd.commands.arguments.help import show_help
 
-if __name__ == "__main__":
-    sys.path.pop(0)  # evaluate.py in this folder must not stand in for the library evaluate
-    if "--list_recipes" in sys.argv:  # before the imports that take their time
-        from hf_gdkd.commands.recipes import listing
-
-        sys.exit(print(listing()))
+    show_help("distill")
 
 from collections.abc import Sequence
 from pathlib import Path

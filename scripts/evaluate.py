@@ -9,18 +9,18 @@ and baseline with the teacher.
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before the imports that take seconds
+    from hf_gdkd.commands.arguments.help import show_help
 
-if __name__ == "__main__":
-    sys.path.pop(0)  # evaluate.py in this folder must not stand in for the library evaluate
+    show_help("evaluate")
 
 import json
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from hf_gdkd.commands.arguments.parsers import evaluate_parser
 from hf_gdkd.commands.running import quiet, run
 from hf_gdkd.data.loading import load_data
 from hf_gdkd.evaluation.measurement import measure_teacher
@@ -30,22 +30,9 @@ from hf_gdkd.training.teacher import Teacher
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Measure; returns what the JSON holds: the numbers by model."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="Hub id, short name, timm id or local folder")
-    parser.add_argument("--dataset", required=True, help="Hub id, local folder, or digits")
-    parser.add_argument("--split", help="default: validation, valid, val or test")
-    parser.add_argument("--teacher", help="model to agree with, likewise named")
-    parser.add_argument("--baseline", help="model to compare with, such as the same student trained without a teacher")
-    parser.add_argument("--image_column")
-    parser.add_argument("--label_column")
-    parser.add_argument("--on_bad_image", choices=("error", "skip"), default="error")
-    for role in ("", "teacher_", "baseline_", "dataset_"):
-        parser.add_argument(f"--{role}revision", help="branch, tag or commit on the Hub")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", help="JSON file to write")
-    options = parser.parse_args(argv)
+    options = evaluate_parser().parse_args(argv)
     quiet()
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     asked = {name: getattr(options, name) for name in ("image_column", "label_column", "on_bad_image")}
     if options.split is not None:
@@ -61,9 +48,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     for name, revision in named.items():
         model = Teacher.load(name, revision=revision)
         model.match(data.label_names, model.view, data_name=data.name)
-        logits[name], results[name] = measure_teacher(
-            model, data.eval, batch_size=options.batch_size, device=options.device
-        )
+        logits[name], results[name] = measure_teacher(model, data.eval, batch_size=options.batch_size, device=device)
     for name in (options.model, options.baseline):
         if options.teacher is not None and name not in (None, options.teacher):
             results[name]["agreement"] = agreement(logits[name], logits[options.teacher])

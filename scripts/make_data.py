@@ -9,11 +9,6 @@ OpenType font in a folder (Debian: fonts-*); fonts whose family names begin with
 leave an about.md of what they were made of.
 """
 
-import sys
-
-if __name__ == "__main__":
-    sys.path.pop(0)  # evaluate.py in this folder must not stand in for the library evaluate
-
 import gzip
 import hashlib
 import string

@@ -7,15 +7,15 @@ Uploads the weights, the configuration, the image processor, the card, the recip
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before the imports that take seconds
+    from hf_gdkd.commands.arguments.help import show_help
 
-if __name__ == "__main__":
-    sys.path.pop(0)  # evaluate.py in this folder must not stand in for the library evaluate
+    show_help("push")
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from hf_gdkd.commands.arguments.parsers import push_parser
 from hf_gdkd.commands.running import run
 from hf_gdkd.errors import InputError
 from hf_gdkd.publishing.upload import push
@@ -23,11 +23,7 @@ from hf_gdkd.publishing.upload import push
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Push once."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", help="output folder of distill.py")
-    parser.add_argument("--hub_model_id", help="default: your name and the folder's")
-    parser.add_argument("--hub_private_repo", action="store_true", default=None, help="make the repository private")
-    options = parser.parse_args(argv)
+    options = push_parser().parse_args(argv)
     folder = Path(options.folder)
     for name in ("config.json", "README.md", "metrics.json"):
         if not (folder / name).is_file():

@@ -1,12 +1,14 @@
-"""How a command runs: quietly, and with one sentence and an exit code where something is wrong."""
+"""How a command runs: quietly, and ending with one sentence and an exit code when something is wrong."""
 
 from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 from accelerate import PartialState
@@ -17,24 +19,44 @@ from ..hub_client import bound_waiting
 
 
 def quiet() -> None:
-    """Our own messages plainly and once, whatever the number of processes; the libraries' only when they are errors."""
+    """Print our own messages once, whatever the number of processes, and the libraries' only when they are errors."""
     logging.basicConfig(format="%(message)s", level="WARNING" if PartialState().is_main_process else "ERROR")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run a script's main; what we know to go wrong ends it with one sentence and the exit code of its exception."""
+    """Run a command's main; an error of ours ends it with one sentence and the error's exit code."""
     bound_waiting()
     try:
         main()
         if dist.is_initialized():
             dist.destroy_process_group()  # left to the interpreter's end, its threads may abort the process
     except (InputError, PushError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: {first_sentence(error)} Make room, and give the command again.", file=sys.stderr)
-        sys.exit(TrainingError.exit_code)
+        _end(f"{first_sentence(error)} Free some space, and run the command again.", TrainingError.exit_code)
+
+
+def _end(sentence: str, code: int) -> NoReturn:
+    if _first_to_end():
+        print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _first_to_end() -> bool:
+    """Whether no other process of this run on this machine has ended with a sentence.
+
+    torch's launcher names a file in a folder for each process, beside those of the others.
+    """
+    if (own := os.environ.get("TORCHELASTIC_ERROR_FILE")) is None:
+        return True
+    try:
+        Path(own).parents[1].joinpath("ended").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True  # the folder is not there: say it twice rather than never
+    return True

@@ -13,17 +13,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from ..errors import InputError
 from ..losses import DistillationLoss, build_loss
-from .options import HUB_STRATEGIES, LOSS_OPTIONS, TEACHER_DTYPES, DistillationOptions
-
-# (ce_weight, kd_weight) of the paper's recipes for transformers on ImageNet, where they are not (1, 1).
-LOSS_WEIGHTS = {
-    "ce": (1.0, 0.0),
-    "kd": (0.5, 0.5),
-    "mlkd": (0.1, 0.9),
-    "fitnet": (1.0, 100.0),
-    "at": (1.0, 1000.0),
-    "crd": (1.0, 0.8),
-}
+from .options import HUB_STRATEGIES, LOSS_OPTIONS, LOSS_WEIGHTS, TEACHER_DTYPES, DistillationOptions
 
 
 @dataclass(repr=False)  # TrainingArguments' own hides the token
@@ -75,8 +65,13 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
         launched = get_int_from_env(("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"), 1)
         if launched > 1 and self.world_size == 1:
             raise InputError(
-                f"the launcher started {launched} processes, but each would train alone: give --use_cpu on a machine "
+                f"the launcher started {launched} processes, but each would train alone: use --use_cpu on a machine "
                 "without GPUs, or start one process."
+            )
+        if self.n_gpu > 1:
+            raise InputError(
+                f"one process would train on {self.n_gpu} GPUs with DataParallel, which splits batches: start one "
+                "process per GPU with `hf-gdkd distill` or `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0."
             )
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
             if self.accelerator_config.split_batches and getattr(self, name) % self.world_size:

@@ -102,7 +102,7 @@ def test_flags_override_the_recipe(tmp_path):
     (["--ce_weight", "-1"], "ce_weight is -1.0"),
     (["--teecher", "x"], "unknown argument --teecher: did you mean --teacher?"),
     (["--temp", "3"], "unknown argument --temp"),
-    (["--qqqq=3"], "unknown argument --qqqq=3; --help lists the flags."),
+    (["--qqqq=3"], "unknown argument --qqqq=3; --help all lists the flags."),
     (["word"], "unknown argument word"),
     (["--lr_scheduler_type", "cosin"], "invalid choice: 'cosin'"),
     (["--flip", "perhaps"], "argument --flip"),
@@ -227,7 +227,7 @@ def test_rows_that_cannot_be_drawn(words, said):
 
 def test_the_command_line_holds_no_token():
     words = ["--student", "a b", "--hub_token", SECRET, f"--hub_token={SECRET}", "--overwrite"]
-    assert command_line(words) == "accelerate launch scripts/distill.py --student 'a b' --overwrite"
+    assert command_line(words) == "hf-gdkd distill --student 'a b' --overwrite"
 
 
 # One sentence
@@ -238,7 +238,7 @@ def test_run_says_one_sentence(capsys):
         run(lambda: parse([*MODELS, "--k", "many"]))
     out, err = capsys.readouterr()
     assert caught.value.code == 2
-    assert out == "" and err == "error: argument --k: invalid int value: 'many'; --help lists the flags.\n"
+    assert out == "" and err == "error: argument --k: invalid int value: 'many'; --help all lists the flags.\n"
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, capsys):
@@ -249,7 +249,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, capsys):
         run(main)
     assert caught.value.code == 4
     assert capsys.readouterr().err == (
-        "error: [Errno 28] No space left on device. Make room, and give the command again.\n"
+        "error: [Errno 28] No space left on device. Free some space, and run the command again.\n"
     )
     with pytest.raises(FileNotFoundError):
         run(lambda: (tmp_path / "absent").read_text())

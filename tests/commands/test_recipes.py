@@ -166,7 +166,7 @@ def test_a_teacher_is_trained_without_one():
     (["--recipe", "imagenet/any-deit-tiny"], "loss gdkd needs a teacher: give --teacher"),
     (["--recipe", "cifar100/vgg13-vgg8"], "teacher runs/cifar100/vgg13 is not there: train it with "
      "--recipe cifar100/vgg13, or give --teacher."),
-    (["--recipe", "cifar100/vgg13", "--config", "recipe.yaml"], "--config and --recipe are a recipe each"),
+    (["--recipe", "cifar100/vgg13", "--config", "recipe.yaml"], "--config and --recipe are alternatives: use one"),
     (["--recipe", "cifar100/vgg13", "--crop_scale", "0.5"], "crop_padding and crop_scale are two ways to crop"),
     (["--recipe", "cifar100/vgg13", "--crop_padding", "-1"], "crop_padding is -1"),
     (["--recipe", "cifar100/vgg13", "--lr_scheduler_type", "cosine"], "add --lr_scheduler_type constant"),

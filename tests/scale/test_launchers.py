@@ -88,7 +88,7 @@ def test_processes_that_would_train_alone_are_refused(tmp_path, launcher):
     """Without --use_cpu and without GPUs Accelerate joins no processes, and says nothing."""
     done = run(launcher, "--student", "deit-tiny", "--loss", "ce", cwd=tmp_path)
     assert done.returncode != 0
-    assert "error: the launcher started 2 processes, but each would train alone: give --use_cpu" in done.stderr
+    assert "error: the launcher started 2 processes, but each would train alone: use --use_cpu" in done.stderr
 
 
 def test_torchrun_distils_with_a_split_teacher(tmp_path):

@@ -122,7 +122,7 @@ def test_no_token_in_what_is_written():
 @pytest.mark.parametrize("field", OWN, ids=lambda f: f.name)
 def test_every_field_has_a_help_text(field):
     text = field.metadata["help"]
-    assert (text.endswith(".") and text[0].isupper()) or field.name in ("loss", "kd_warmup_epochs", "teacher_dtype")
+    assert (text.endswith(".") and text[0].isupper()) or field.name == "loss"
     assert len(text) > 20 and text % {} == text  # argparse formats it
 
 
@@ -130,6 +130,13 @@ def test_help_renders():
     text = " ".join(HfArgumentParser(GDKDConfig).format_help().split())
     for field in OWN:
         assert f"--{field.name}" in text
+
+
+def test_several_gpus_in_one_process_are_refused(monkeypatch):
+    """Trainer would use DataParallel."""
+    monkeypatch.setattr(GDKDConfig, "n_gpu", 2)
+    with pytest.raises(InputError, match=r"2 GPUs with DataParallel.*`hf-gdkd distill` or `accelerate launch`"):
+        GDKDConfig()
 
 
 @pytest.mark.parametrize("size, kind", [(6, "train"), (3, "train"), (6, "eval")])

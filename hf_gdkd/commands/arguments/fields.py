@@ -1,6 +1,6 @@
 """The flags of a run that are about its models and its data, and what a run sets of its training by default.
 
-Importing this module is quick: `--help` is made of it.
+Only the standard library is imported, because `--help` is made from this module and must be quick.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-# What the script sets that TrainingArguments would set otherwise.
+# Where a run's defaults differ from those of TrainingArguments.
 TRAINING_DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 64,
     "per_device_eval_batch_size": 64,
@@ -29,51 +29,68 @@ def _field(default: Any, help: str) -> Any:
 
 
 @dataclass
-class DistillArguments:
-    """The models and the data of one run; the loss and the training are GDKDConfig's."""
+class ModelArguments:
+    """Models"""
 
-    student: str | None = _field(None, "Student: Hub id, short name, timm id or local folder.")
-    teacher: list[str] | None = _field(None, "Teacher, likewise, or several; leave it out with --loss ce.")
-    teacher_weights: list[float] | None = _field(None, "Weights of several teachers' probabilities; unset: the same.")
-    dataset: str = _field("timm/mini-imagenet", "Data set: Hub id, local folder, or digits (embedded).")
-    loss_file: str | None = _field(
-        None, "Python file to run first: it registers a loss of your own, which --loss names."
-    )
-    student_init: str = _field("pretrained", "pretrained: from weights; random: the architecture only.")
-    student_revision: str | None = _field(None, "Branch, tag or commit of the student.")
+    teacher: list[str] | None = _field(None, "Hub id, short name, timm id or local folder; several: averaged.")
+    student: str | None = _field(None, "Hub id, short name, timm id or local folder.")
+    student_init: str = _field("pretrained", "pretrained (default): with its weights; random: the architecture.")
+    teacher_weights: list[float] | None = _field(None, "Weight of each teacher's probabilities; unset: equal.")
     teacher_revision: list[str] | None = _field(None, "Branch, tag or commit of each teacher.")
+    student_revision: str | None = _field(None, "Branch, tag or commit of the student.")
+    label_map: list[str] | None = _field(None, "YAML or JSON file from the data set's classes to the teacher's.")
+    label_free: bool = _field(False, "Distil without labels: no cross-entropy, the teacher's classes.")
+    allow_weak_teacher: bool = _field(False, "Accept a teacher whose accuracy is near chance level.")
+    trust_remote_code: bool = _field(False, "Run model code from the Hub.")
+
+
+@dataclass
+class DataArguments:
+    """Data"""
+
+    dataset: str = _field("timm/mini-imagenet", "Hub id, folder or digits (embedded).")
     dataset_config: str | None = _field(None, "Configuration of the data set.")
     dataset_revision: str | None = _field(None, "Branch, tag or commit of the data set.")
     train_split: str = _field("train", "Split to train on.")
     eval_split: str | None = _field(None, "Split to evaluate on; unset: validation, valid, val or test.")
-    train_rows: int | None = _field(None, "Train on so many rows of that split, drawn by --seed; unset: on all.")
-    validation_rows: int | None = _field(
-        None, "Evaluate on so many rows held out of the train split, drawn by --seed, in the place of --eval_split."
-    )
+    train_rows: int | None = _field(None, "Train on a random subset of this many rows; unset: on all.")
+    validation_rows: int | None = _field(None, "Evaluate on this many rows held out of the training split.")
     image_column: str | None = _field(None, "Column of the images; unset: found by its type.")
     label_column: str | None = _field(None, "Column of the labels; unset: found by name and type.")
-    streaming: bool = _field(False, "Read the training images as they come; needs max_steps, which are then one epoch.")
-    on_bad_image: str = _field("error", "An image that cannot be read: error, or skip, which leaves it out.")
-    crop_scale: float | None = _field(None, "Smallest share of an image's area in a random crop; 1: no crop.")
-    crop_padding: int = _field(0, "Pixels of black around an image, to cut a crop of its own size from; 0: crop_scale.")
-    flip: bool | None = _field(None, "Flip half of the training images; unset: yes, but not digits.")
+    streaming: bool = _field(False, "Download images while training; needs --max_steps.")
+    on_bad_image: str = _field("error", "An unreadable image: error (default), or skip, to leave it out.")
+
+
+@dataclass
+class AugmentationArguments:
+    """Augmentation"""
+
+    crop_scale: float | None = _field(None, "Smallest share of the image's area in a random crop; 1: no crop.")
+    crop_padding: int = _field(0, "Pad the image by this many black pixels, then crop its original size.")
+    flip: bool | None = _field(None, "Flip half of the training images; unset: yes, except for digits.")
     auto_augment: str | None = _field(None, "randaugment, or the AutoAugment policy of cifar10 or imagenet.")
     random_erasing: float = _field(0.0, "Probability that a rectangle of a training image is erased.")
-    cutout: int = _field(0, "Side of a square, in pixels, that is erased from every training image.")
-    mixup_alpha: float = _field(0.0, "Mix training images: alpha of mixup (0.2 is usual); 0: no.")
-    cutmix_alpha: float = _field(0.0, "Paste rectangles of other images: alpha of CutMix (1 is usual); 0: no.")
-    repeated_augmentation: int = _field(1, "How often an image stands in an epoch, augmented anew each time.")
-    early_stopping_patience: int | None = _field(
-        None, "Stop after so many evaluations without a better one, and keep the best (top-1 unless told otherwise)."
+    cutout: int = _field(0, "Side, in pixels, of a square erased from every training image.")
+    mixup_alpha: float = _field(0.0, "Alpha of mixup, which blends images (0.2 is usual); 0: off.")
+    cutmix_alpha: float = _field(0.0, "Alpha of CutMix, which pastes rectangles (1 is usual); 0: off.")
+    repeated_augmentation: int = _field(1, "How often an epoch shows each image, augmented anew each time.")
+
+
+@dataclass
+class RunArguments:
+    """Run"""
+
+    loss_file: str | None = _field(
+        None, "Python file to run first: it registers a loss of your own, which --loss names."
     )
-    label_map: list[str] | None = _field(
-        None, "File (yaml, json) that maps the data set's classes to the teacher's; for several teachers one each."
-    )
-    label_free: bool = _field(False, "Distil without labels: no cross-entropy, the teacher's classes.")
-    allow_weak_teacher: bool = _field(False, "Distil a teacher whose accuracy is near chance all the same.")
-    license: str | None = _field(None, "License for the card; unset: that of the student it started from.")
-    trust_remote_code: bool = _field(False, "Run model code from the Hub.")
-    overwrite: bool = _field(False, "Train anew in an output folder that holds a run.")
+    early_stopping_patience: int | None = _field(None, "Stop after N evaluations without a better one; keep the best.")
+    license: str | None = _field(None, "License for the card; unset: that of the student's source.")
+    overwrite: bool = _field(False, "Replace the run that the output folder holds.")
+
+
+@dataclass
+class DistillArguments(RunArguments, AugmentationArguments, DataArguments, ModelArguments):
+    """The models and the data of one run; the loss and the training are GDKDConfig's."""
 
     def teachers(self) -> list[tuple[str, str | None]]:
         """Name and revision of every teacher."""
@@ -87,3 +104,26 @@ class DistillArguments:
         options = {name: getattr(self, name) for name in names}
         options |= {"config": self.dataset_config, "revision": self.dataset_revision}
         return options | {"require_labels": not self.label_free, "ignore_labels": self.label_free}
+
+
+# The arguments of TrainingArguments that a run needs most, for `--help`.
+TRAINING_HELP: dict[str, tuple[str, str]] = {
+    "output_dir": ("FOLDER", "Where the student goes (default: runs/STUDENT-LOSS)."),
+    "num_train_epochs": ("X", "Epochs."),
+    "max_steps": ("N", "Optimizer steps, in place of epochs."),
+    "per_device_train_batch_size": ("N", "Images per batch on each GPU."),
+    "gradient_accumulation_steps": ("N", "Batches per optimizer step (default: 1)."),
+    "learning_rate": ("X", "Highest learning rate; the default suits a pretrained student."),
+    "bf16": ("", "Compute in bfloat16 (or --fp16)."),
+    "torch_compile": ("", "Compile student, teacher and loss."),
+    "dataloader_num_workers": ("N", "Processes that load images, for each GPU."),
+    "seed": ("N", "Seed of weights, order and augmentation (default: 42)."),
+    "use_cpu": ("", "Train on the CPU."),
+    "report_to": ("NAME ...", "tensorboard, trackio, wandb, ... or none."),
+    "resume_from_checkpoint": ("PATH", "last: go on from the newest complete checkpoint, or begin."),
+}
+HUB_HELP: dict[str, tuple[str, str]] = {
+    "push_to_hub": ("", "Push the finished student."),
+    "hub_model_id": ("ID", "Repository (default: your name and the output folder's)."),
+    "hub_private_repo": ("", "Make the repository private."),
+}

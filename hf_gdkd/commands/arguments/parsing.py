@@ -15,12 +15,15 @@ from ..loss_file import run_loss_file
 from ..recipes import recipe_settings
 from .checks import check_arguments
 from .fields import TRAINING_DEFAULTS, DistillArguments
+from .help import SETTINGS_HELP, show_help
 from .settings import as_flags, closest, read_settings
 
 
 class _Parser(HfArgumentParser):
+    """An HfArgumentParser whose refusals are InputErrors."""
+
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message.rstrip('.')}; --help lists the flags.")
+        raise InputError(f"{message.rstrip('.')}; --help all lists the flags.")
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConfig]:
@@ -29,15 +32,15 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
     Raises:
         InputError: unknown flags, keys or values.
     """
-    parser = _Parser([DistillArguments, GDKDConfig], prog="distill.py", allow_abbrev=False)
-    parser.add_argument("--config", help="Recipe (yaml or json) whose values the flags override.")
-    parser.add_argument("--recipe", help="One of the paper's experiments, whose values the flags override.")
-    parser.add_argument("--list_recipes", action="store_true", help="Print what --recipe takes, and stop.")
+    show_help("distill", argv)
+    parser = _Parser([DistillArguments, GDKDConfig], prog="hf-gdkd distill", allow_abbrev=False)
+    for name in SETTINGS_HELP:
+        parser.add_argument(f"--{name}")
     parser.set_defaults(**TRAINING_DEFAULTS)
     argv = list(sys.argv[1:] if argv is None else argv)
     flags, unknown = parser.parse_known_args(argv)
     if flags.config is not None and flags.recipe is not None:
-        raise InputError("--config and --recipe are a recipe each: give one of them.")
+        raise InputError("--config and --recipe are alternatives: use one of them.")
     if flags.loss_file is not None:
         run_loss_file(flags.loss_file)
     settings: dict[str, Any] = {}

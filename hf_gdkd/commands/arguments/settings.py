@@ -48,7 +48,7 @@ def read_settings(path: str) -> dict[str, Any]:
 
 def closest(name: str, known: Sequence[str]) -> str:
     close = get_close_matches(name, known, n=1)
-    return f": did you mean {close[0]}?" if close else "; --help lists the flags."
+    return f": did you mean {close[0]}?" if close else "; --help all lists the flags."
 
 
 def as_flags(recipe: Mapping[str, Any]) -> list[str]:
@@ -81,4 +81,4 @@ def command_line(argv: Sequence[str] | None = None) -> str:
     hidden = [i for i, word in enumerate(words) if word.split("=")[0] == "--hub_token"]
     hidden += [i + 1 for i in hidden if "=" not in words[i]]
     kept = [word for i, word in enumerate(words) if i not in hidden]
-    return shlex.join(["accelerate", "launch", "scripts/distill.py", *kept])
+    return shlex.join(["hf-gdkd", "distill", *kept])

@@ -1,0 +1,97 @@
+"""The flags of the other commands: evaluate, push, compare, losses and recipes.
+
+Only the standard library is imported, because `--help` is made from this module and must be quick.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+from typing import NoReturn
+
+from ...errors import InputError
+
+
+class Parser(ArgumentParser):
+    """An ArgumentParser whose refusals are InputErrors, and whose help is at most 100 columns wide."""
+
+    def __init__(self, command: str, example: str) -> None:
+        super().__init__(
+            f"hf-gdkd {command}",
+            description=f"example:\n  hf-gdkd {command} {example}",
+            formatter_class=help_format,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message.rstrip('.')}; {self.prog} --help lists the flags.")
+
+
+def help_format(prog: str) -> RawDescriptionHelpFormatter:
+    """Flags on the left, and 100 columns in all."""
+    return RawDescriptionHelpFormatter(prog, max_help_position=34, width=100)
+
+
+def evaluate_parser() -> Parser:
+    """What `hf-gdkd evaluate` takes."""
+    parser = Parser("evaluate", "--model runs/student --dataset digits --teacher runs/digits-teacher")
+    models = parser.add_argument_group("Models")
+    models.add_argument("--model", required=True, help="Hub id, short name, timm id or local folder.")
+    models.add_argument("--teacher", help="Model to agree with.")
+    models.add_argument("--baseline", help="Model to compare with, such as the same student without a teacher.")
+    for role in ("", "teacher_", "baseline_"):
+        models.add_argument(f"--{role}revision", help="Branch, tag or commit on the Hub.")
+    data = parser.add_argument_group("Data")
+    data.add_argument("--dataset", required=True, help="Hub id, local folder, or digits.")
+    data.add_argument("--dataset_revision", help="Branch, tag or commit on the Hub.")
+    data.add_argument("--split", help="Unset: validation, valid, val or test.")
+    data.add_argument("--image_column", help="Unset: found by its type.")
+    data.add_argument("--label_column", help="Unset: found by name and type.")
+    data.add_argument("--on_bad_image", choices=("error", "skip"), default="error", help="Skip leaves it out.")
+    work = parser.add_argument_group("Measurement")
+    work.add_argument("--batch_size", type=int, default=64, help="Images per batch (default: 64).")
+    work.add_argument("--device", help="Unset: the GPU if there is one, else cpu.")
+    work.add_argument("--output", help="JSON file to write; unset: evaluation.json in the model's folder.")
+    return parser
+
+
+def push_parser() -> Parser:
+    """What `hf-gdkd push` takes."""
+    parser = Parser("push", "runs/student --hub_model_id me/student")
+    parser.add_argument("folder", help="Output folder of a finished run.")
+    parser.add_argument("--hub_model_id", help="Repository; unset: your name and the folder's.")
+    parser.add_argument("--hub_private_repo", action="store_true", default=None, help="Make the repository private.")
+    return parser
+
+
+def compare_parser() -> Parser:
+    """What `hf-gdkd compare` takes."""
+    parser = Parser("compare", "scripts/compare/fashion-mnist.yaml --report RESULTS.md --workers 2")
+    parser.add_argument("comparisons", nargs="+", type=Path, help="YAML files, one for each data set.")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/compare"), help="Folder of the runs.")
+    parser.add_argument("--report", type=Path, default=Path("runs/compare/RESULTS.md"), help="Report to write.")
+    parser.add_argument("--reported", type=Path, help="YAML file of others' figures, for the report.")
+    parser.add_argument("--workers", type=int, default=1, help="Runs at a time on a machine without a GPU.")
+    parser.add_argument("--repeat", nargs=2, metavar=("STUDENT", "LOSS"), help="Repeat one row of the report.")
+    return parser
+
+
+def losses_parser() -> Parser:
+    """What `hf-gdkd losses` takes."""
+    parser = Parser("losses", "--loss_file my_loss.py")
+    parser.add_argument("--loss_file", help="Python file that registers losses of your own, to list them too.")
+    return parser
+
+
+def recipes_parser() -> Parser:
+    """What `hf-gdkd recipes` takes: nothing."""
+    return Parser("recipes", "")
+
+
+PARSERS = {
+    "evaluate": evaluate_parser,
+    "push": push_parser,
+    "compare": compare_parser,
+    "losses": losses_parser,
+    "recipes": recipes_parser,
+}
