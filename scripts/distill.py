@@ -24,27 +24,19 @@ from transformers import EarlyStoppingCallback, set_seed
 from hf_gdkd.commands.arguments.parsing import parse
 from hf_gdkd.commands.arguments.settings import command_line, run_settings
 from hf_gdkd.commands.build import load_teachers, training_data
+from hf_gdkd.commands.finishing import finish
 from hf_gdkd.commands.running import quiet, run
 from hf_gdkd.data.datasets import Viewed, collate
 from hf_gdkd.data.loading import load_data
 from hf_gdkd.data.views import EvalTransform, View
-from hf_gdkd.evaluation.measurement import check_teacher, predict, side_by_side
+from hf_gdkd.evaluation.measurement import check_teacher, predict
 from hf_gdkd.evaluation.metrics import compute_agreement, compute_metrics
 from hf_gdkd.models.class_matching import load_label_map
 from hf_gdkd.models.heads import class_names
-from hf_gdkd.models.loading import load_model, load_processor, pin_revision, possible_init, save_processor
-from hf_gdkd.publishing.card import Origin, write_card
-from hf_gdkd.publishing.upload import push
+from hf_gdkd.models.loading import load_model, load_processor, pin_revision, possible_init
 from hf_gdkd.training.checkpoints import check_same_run, checkpoint_to_resume
 from hf_gdkd.training.distributed import place_teacher
-from hf_gdkd.training.run_files import (
-    best_and_last,
-    draw_training,
-    ms_per_step,
-    read_run_settings,
-    write_metrics,
-    write_run_settings,
-)
+from hf_gdkd.training.run_files import read_run_settings, steps_done, write_run_settings
 from hf_gdkd.training.teacher import Ensemble
 from hf_gdkd.training.trainer import GDKDTrainer
 
@@ -98,40 +90,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         trainer.add_callback(EarlyStoppingCallback(script.early_stopping_patience))
     if trainer.is_world_process_zero():
         write_run_settings(args.output_dir, settings)
-    training = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    judged = "agreement" if script.label_free else "top1"
-    metrics = best_and_last(trainer.state.log_history, judged)
-    metrics |= {
-        "epochs": trainer.state.epoch,
-        "ms_per_step": ms_per_step(training["train_runtime"], trainer.state, checkpoint),
-        "extra_parameters": sum(p.numel() for p in trainer.projections.parameters()),
-    }
-    metrics |= {key.removeprefix("eval_"): value for key, value in trainer.evaluate().items() if key != "epoch"}
-    trainer.save_model(_internal_call=True)  # nothing is pushed before the card is written
-
-    if script.on_bad_image == "skip":
-        metrics["bad_images"] = data.bad_images + (train.bad_images() if script.streaming else 0)
-    # On every process: a model whose weights are split answers only when all of them ask.
-    metrics |= side_by_side(
-        student, teachers, data.eval, view, weights=script.teacher_weights, labelled=not script.label_free,
-        device=args.device,
-    )  # fmt: skip
-    if trainer.is_world_process_zero():
-        folder = args.output_dir
-        save_processor(processor, folder)
-        write_metrics(folder, metrics)
-        draw_training(folder, trainer.state.log_history, f"{folder}: {args.loss} on {data.name}")
-        origin = Origin(
-            script.student, script.student_init == "pretrained", script.teachers(), script.student_revision,
-            script.dataset_revision, script.license, command_line(argv),
-        )  # fmt: skip
-        write_card(folder, origin, args, data, metrics)
-        print(f"{folder}: {judged} {metrics[judged]:.2%} on {data.name} ({data.eval_split})")
-        if metrics.get("bad_images"):
-            print(f"{metrics['bad_images']} images could not be read and were left out")
-        if args.push_to_hub:
-            push(folder, trainer.hub_model_id, private=args.hub_private_repo, token=args.hub_token)
-    return metrics
+    begun = steps_done(checkpoint)
+    seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
+    return finish(trainer, script, data, view, teachers, seconds=seconds, begun=begun, command=command_line(argv))
 
 
 if __name__ == "__main__":

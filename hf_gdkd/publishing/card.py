@@ -1,7 +1,9 @@
-"""The model card: its metadata and its text, from the template and what the run measured."""
+"""The model card of a student: its metadata and its text, from the template and what the run measured."""
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,24 +29,37 @@ PACKAGES = ("hf_gdkd", "torch", "transformers", "datasets", "timm")
 
 @dataclass
 class Origin:
-    """What a student was made from: names as the user wrote them, commits where they are on the Hub."""
+    """What a student was made from: names as the user wrote them, and commits of what is on the Hub."""
 
     student: str
     pretrained: bool  # whether it started from the student's weights
     teachers: Sequence[tuple[str, str | None]]  # name and commit
     student_revision: str | None = None
     dataset_revision: str | None = None
-    license: str | None = None  # None: that of the student it started from
+    license: str | None = None
     command: str = ""  # what started the run
+    local_flags: Sequence[str] = ()  # those that name files or folders here, which others do not have
+    label_free: bool = False  # whether the labels were the teacher's classes
 
 
-def write_card(folder: str, origin: Origin, args: GDKDConfig, data: Data, metrics: Mapping[str, Any]) -> None:
-    """Write README.md, the card of the student in `folder`."""
+def write_card(
+    folder: str, origin: Origin, args: GDKDConfig, data: Data, metrics: Mapping[str, Any], repo: str | None = None
+) -> None:
+    """Write README.md, the card of the student in `folder`, completely or not at all.
+
+    Of local folders it names the last part only.
+
+    Args:
+        folder: the output folder of the run.
+        origin, args, data: what the student was made from, and how.
+        metrics: what metrics.json holds; what could not be measured is missing.
+        repo: the repository on the Hub that the student is pushed to, if it is known.
+    """
     name = Path(folder).resolve().name
-    student, teachers = resolve_name(origin.student), [resolve_name(teacher) for teacher, _ in origin.teachers]
-    started_from_hub = origin.pretrained and not Path(student).is_dir()
+    student, started_from_hub = resolve_name(origin.student), origin.pretrained and not Path(origin.student).is_dir()
+    teachers = [shared_name(resolve_name(teacher)) for teacher, _ in origin.teachers]
     local = data.name == "digits" or Path(data.name).is_dir()
-    dataset = "scikit-learn digits" if data.name == "digits" else Path(data.name).name if local else data.name
+    dataset = "scikit-learn digits" if data.name == "digits" else shared_name(data.name)
     results = [
         EvalResult(
             task_type="image-classification",
@@ -60,7 +75,7 @@ def write_card(folder: str, origin: Origin, args: GDKDConfig, data: Data, metric
     ]
     card_data = ModelCardData(
         model_name=name,
-        license=origin.license or (license_of(student, origin.student_revision) if started_from_hub else None),
+        license=origin.license,
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["image-classification", "knowledge-distillation", "gdkd", *(f"teacher:{name}" for name in teachers)]
@@ -84,36 +99,53 @@ def write_card(folder: str, origin: Origin, args: GDKDConfig, data: Data, metric
         card_data,
         template_str=template,
         name=name,
-        repo=args.hub_model_id or folder,
-        student=student,
+        repo=repo or folder,
+        student=shared_name(student),
         pretrained=origin.pretrained,
         own_network=PreTrainedConfig.get_config_dict(folder)[0].get("model_type") == CifarConfig.model_type,
         teachers=[
-            f"`{resolve_name(name)}`{'' if commit is None or Path(name).is_dir() else f'@{commit}'}"
-            for name, commit in origin.teachers
+            f"`{teacher}`{'' if commit is None or Path(name).is_dir() else f'@{commit}'}"
+            for teacher, (name, commit) in zip(teachers, origin.teachers, strict=True)
         ],
+        measured_teachers=list(zip(teachers, metrics.get("teachers", {}).values(), strict=False)),
+        local_flags=origin.local_flags,
         student_commit=origin.student_revision,
         dataset_commit=origin.dataset_revision,
-        command=origin.command,
+        command=shared_command(origin.command),
         hardware=hardware(args.device),
         loss=args.loss,
         loss_terms=" + ".join(f"{weight:g} × {part}" for part, weight in weights.items()),
         options=", ".join(f"{key} {value}" for key, value in options.items() if value is not None),
-        on_hub=args.hub_model_id is not None,
+        on_hub=repo is not None,
         ce_weight=args.ce_weight,
         kd_weight=args.kd_weight,
         dataset=dataset,
         num_labels=len(data.label_names or []),
         eval_split=data.eval_split,
         images=len(data.eval),
+        chosen=args.load_best_model_at_end and "best" in metrics,
+        measured="images_per_second" in metrics,
+        label_free=origin.label_free,
         metrics=metrics,
         versions={package: version(package) for package in PACKAGES},
     )
-    card.save(Path(folder, "README.md"))
+    part = Path(folder, "README.md.part")
+    card.save(part)
+    part.replace(part.with_suffix(""))
+
+
+def shared_name(name: str) -> str:
+    """Shorten the name of a local file or folder to its last part, which is all that others may know of it."""
+    return Path(name).resolve().name if Path(name).exists() else name
+
+
+def shared_command(command: str) -> str:
+    """Shorten the absolute paths in a command to their last part."""
+    return shlex.join(re.sub(r"(?<![^=])[/~].*/", "", word) for word in shlex.split(command))
 
 
 def license_of(name: str, revision: str | None) -> str | None:
-    """The license that a model's card on the Hub states; None where there is none to read."""
+    """Read the license in a model's card on the Hub; None if there is none to read."""
     try:
         path = hf_hub_download(name, "README.md", revision=revision)
         return ModelCard.load(path).data.license

@@ -50,9 +50,13 @@ def best_and_last(log_history: Sequence[Mapping[str, float]], metric: str) -> di
     return {"best": max(rows, key=lambda row: row[metric]), "last": rows[-1]} if rows else {}
 
 
-def ms_per_step(seconds: float, state: TrainerState, checkpoint: str | None = None) -> float | None:
-    """Milliseconds an optimizer step, evaluations left out, of a run that took `seconds` from `checkpoint` on."""
-    begun = TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}").global_step if checkpoint else 0
+def steps_done(checkpoint: str | None) -> int:
+    """Optimizer steps before a checkpoint. Ask before training goes on from it, which may remove it."""
+    return TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}").global_step if checkpoint else 0
+
+
+def ms_per_step(seconds: float, state: TrainerState, begun: int = 0) -> float | None:
+    """Milliseconds per optimizer step, without evaluations, of a run that took `seconds` from step `begun` on."""
     evaluating = sum(row.get("eval_runtime", 0.0) for row in state.log_history if row["step"] > begun)
     steps = state.global_step - begun
     return 1000 * (seconds - evaluating) / steps if steps > 0 else None

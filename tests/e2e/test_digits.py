@@ -109,8 +109,9 @@ def test_two_teachers_mixed_images_a_moving_average_and_early_stopping(runs):
     assert metrics["epochs"] < 30 and metrics["best"]["top1"] == metrics["top1"] >= metrics["last"]["top1"]
     assert metrics["best"]["epoch"] < metrics["last"]["epoch"] == metrics["epochs"]
     card = (runs / "runs/two/README.md").read_text()
-    assert "distilled from the teachers `runs/digits-teacher`, `runs/student`" in card
-    assert card.count("| teacher `runs/") == 2 and "after the best (" in card
+    assert "distilled from the teachers `digits-teacher`, `student`" in card
+    assert card.count("| teacher `") == 2 and "after the best (" in card
+    assert "chosen on the same images (the split `test`)" in card
 
 
 def test_the_student_loads_and_classifies(runs):

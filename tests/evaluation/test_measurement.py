@@ -1,10 +1,12 @@
 """Predictions equal a direct loop; sizes are those of networks that one can count by hand."""
 
+from multiprocessing import get_context
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from torch import nn
@@ -13,7 +15,7 @@ from transformers import ViTImageProcessor
 from hf_gdkd.data.loading import load_data
 from hf_gdkd.data.views import View
 from hf_gdkd.errors import InputError
-from hf_gdkd.evaluation.measurement import check_teacher, predict, size_of
+from hf_gdkd.evaluation.measurement import check_teacher, measure, predict, side_by_side, size_of
 from hf_gdkd.evaluation.metrics import classification_metrics
 from hf_gdkd.training.teacher import Teacher
 
@@ -44,6 +46,44 @@ def test_predict_equals_a_direct_loop(count, batch_size):
     assert labels.tolist() == rows["labels"][:] and logits.dtype == np.float32
     assert speed > 0
     assert classification_metrics(logits, labels)["top1"] == (direct.argmax(-1) == labels).mean()
+
+
+def of_two_processes(tmp_path, function):
+    """What `function` returns in each of two processes that torch.distributed joins."""
+    context = get_context("fork")
+    results = context.Queue()
+
+    def work(rank):
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=2)
+        results.put((rank, function()))
+
+    processes = [context.Process(target=work, args=(rank,)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = dict(results.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join()
+    return [found[rank] for rank in range(2)]
+
+
+@pytest.mark.parametrize("count, labelled", [(11, True), (3, True), (16, False)])
+def test_several_processes_share_the_rows_and_find_what_one_finds(tmp_path, count, labelled):
+    """Three batches (one ragged) of two processes, one batch, and four batches: to the last bit, in the rows' order."""
+    rows, model = pictures(count, labelled), network()
+    seen = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    (logits, labels, _), (_, numbers) = predict(model, rows, VIEW, batch_size=4), measure(model, rows, VIEW)
+    seen.clear()
+
+    def both():
+        found = predict(model, rows, VIEW, batch_size=4)[:2]
+        return found, sum(seen), {k: v for k, v in measure(model, rows, VIEW)[1].items() if k != "images_per_second"}
+
+    for (found, its_labels), images, its_numbers in of_two_processes(tmp_path, both):
+        np.testing.assert_array_equal(found, logits)
+        assert (labels is None and its_labels is None) or its_labels.tolist() == labels.tolist()
+        assert its_numbers.items() <= numbers.items()
+        assert images <= 8  # of 11 and of 16
 
 
 def test_predict_without_labels():
@@ -77,8 +117,53 @@ def test_size_of_convolution():
 @pytest.mark.parametrize("training", [True, False])
 def test_size_of_leaves_the_mode(training):
     model = network().train(training)
+    model[2].bias.requires_grad_(False)
     size_of(model, VIEW)
     assert model.training is training
+    assert [p.requires_grad for p in model.parameters()] == [True, False]
+
+
+class WithToken(nn.Module):
+    """A module of it is passed a parameter, as in timm's cait, pit, test_vit3 and the siglip models."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.inner = nn.Parameter(torch.ones(1, 192)), nn.Linear(192, 4)
+
+    def forward(self, pixel_values):
+        return self.inner(self.token) + self.inner(pixel_values.flatten(1))
+
+
+def test_size_of_a_model_whose_modules_are_passed_parameters():
+    assert size_of(WithToken(), VIEW) == {"parameters": 192 + 192 * 4 + 4, "flops": 2 * 2 * 192 * 4}
+
+
+def test_flops_that_cannot_be_counted_are_none(caplog):
+    class Picky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network()
+
+        def forward(self, pixel_values):
+            if len(pixel_values) == 1:
+                raise RuntimeError("needs two images\nand more")
+            return self.body(pixel_values)
+
+    assert size_of(Picky(), VIEW) == {"parameters": 192 * 4 + 4, "flops": None}
+    assert caplog.messages == ["FLOPs of Picky cannot be counted: needs two images."]
+    assert measure(Picky(), pictures(4), VIEW)[1].keys() >= {"top1", "nll", "images_per_second"}
+
+
+def test_side_by_side():
+    rows, teacher = pictures(12), Teacher(network(), view=VIEW, name="it")
+    logits, own = measure(teacher.model, rows, VIEW)
+    logits[:3] = -logits[:3]
+    found = side_by_side(logits, [teacher], rows)
+    assert found["agreement"] == 0.75
+    assert found["teachers"]["it"]["top1"] == own["top1"]
+    assert side_by_side(logits, [teacher], rows, labelled=False)["teachers"]["it"].keys() == {
+        "parameters", "flops", "images_per_second",
+    }  # fmt: skip
 
 
 def test_a_teacher_near_chance_is_refused_unless_allowed():

@@ -3,7 +3,7 @@
 import pytest
 from transformers import TrainerState
 
-from hf_gdkd.training.run_files import ms_per_step
+from hf_gdkd.training.run_files import ms_per_step, steps_done
 
 
 def test_evaluations_are_no_part_of_a_step(tmp_path):
@@ -14,6 +14,6 @@ def test_evaluations_are_no_part_of_a_step(tmp_path):
     )
     assert ms_per_step(10.0, state) == pytest.approx(1000 * (10 - 4) / 20)
     TrainerState(global_step=8).save_to_json(str(tmp_path / "trainer_state.json"))
-    assert ms_per_step(10.0, state, str(tmp_path)) == pytest.approx(1000 * (10 - 3) / 12)
+    assert ms_per_step(10.0, state, steps_done(str(tmp_path))) == pytest.approx(1000 * (10 - 3) / 12)
     TrainerState(global_step=20).save_to_json(str(tmp_path / "trainer_state.json"))
-    assert ms_per_step(10.0, state, str(tmp_path)) is None
+    assert ms_per_step(10.0, state, steps_done(str(tmp_path))) is None

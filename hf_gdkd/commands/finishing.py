@@ -1,0 +1,123 @@
+"""What follows training: the student is saved first; then it is measured, described in a card, drawn and pushed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..data.loading import Data
+from ..data.streaming import AugmentedStream
+from ..data.views import View
+from ..errors import first_sentence
+from ..evaluation.measurement import measure, side_by_side, size_and_speed
+from ..models.loading import save_processor
+from ..models.names import resolve_name
+from ..publishing.card import Origin, license_of, write_card
+from ..publishing.upload import push
+from ..training.run_files import best_and_last, draw_training, ms_per_step, write_metrics
+from ..training.teacher import Teacher
+from ..training.trainer import GDKDTrainer
+from .arguments.fields import DistillArguments
+
+logger = logging.getLogger(__name__)
+
+LOGGED = ("top1", "top5", "nll", "ece", "agreement")
+
+
+def finish(
+    trainer: GDKDTrainer,
+    script: DistillArguments,
+    data: Data,
+    view: View,
+    teachers: list[Teacher],
+    *,
+    seconds: float,
+    begun: int,
+    command: str,
+) -> dict[str, Any]:
+    """Save, measure, describe and push the student of a run; returns what metrics.json holds.
+
+    Student, metrics and card are on disk before the teachers are measured, and are written again after it. A step
+    that fails after the student is saved is reported as a warning, and the others follow.
+
+    Args:
+        trainer: has trained.
+        script, data, view, teachers: those of the run; `view` is the student's.
+        seconds: how long the training took, from optimizer step `begun` on.
+        command: what started the run, for the card.
+    """
+    args, folder, judged = trainer.args, trainer.args.output_dir, "agreement" if script.label_free else "top1"
+    trainer.save_model(_internal_call=True)  # nothing is pushed before the card is written
+    if trainer.is_world_process_zero():
+        save_processor(trainer.processing_class, folder)
+    metrics: dict[str, Any] = best_and_last(trainer.state.log_history, judged)
+    metrics |= {
+        "epochs": trainer.state.epoch,
+        "ms_per_step": ms_per_step(seconds, trainer.state, begun),
+        "extra_parameters": sum(p.numel() for p in trainer.projections.parameters()),
+    }
+    if script.on_bad_image == "skip":
+        train = trainer.train_dataset
+        metrics["bad_images"] = data.bad_images + (train.bad_images() if isinstance(train, AugmentedStream) else 0)
+
+    origin = _origin(script, command)
+
+    def write() -> None:
+        if trainer.is_world_process_zero():
+            with _reported("the metrics were not written"):
+                write_metrics(folder, metrics)
+            with _reported("the card was not written"):
+                write_card(folder, origin, args, data, metrics, trainer.hub_model_id if args.push_to_hub else None)
+
+    # On every process: each has its share of the rows.
+    logits, options = None, {"device": args.device, "workers": args.dataloader_num_workers}
+    with _reported("the student was not measured"):
+        logits, numbers = measure(trainer.model, data.eval, view, **options)
+        if script.label_free:  # the labels are the teacher's classes
+            numbers = {"agreement": numbers["top1"]} | size_and_speed(numbers)
+        metrics |= numbers
+    with _reported("the last evaluation was not logged"):
+        trainer.log({f"eval_{key}": metrics[key] for key in LOGGED if key in metrics})
+    write()
+    if teachers and logits is not None:
+        with _reported("the teacher was not measured"):
+            labelled, weights = not script.label_free, script.teacher_weights
+            metrics |= side_by_side(logits, teachers, data.eval, weights=weights, labelled=labelled, **options)
+        write()
+    if trainer.is_world_process_zero():
+        with _reported("the picture of the training was not drawn"):
+            draw_training(folder, trainer.state.log_history, f"{folder}: {args.loss} on {data.name}")
+        if judged in metrics:
+            print(f"{folder}: {judged} {metrics[judged]:.2%} on {data.name} ({data.eval_split})")
+        if metrics.get("bad_images"):
+            print(f"{metrics['bad_images']} images could not be read and were left out")
+        if args.push_to_hub:
+            push(folder, trainer.hub_model_id, private=args.hub_private_repo, token=args.hub_token)
+    return metrics
+
+
+@contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Turn an error inside into a warning: the student is saved, and the steps that follow may still succeed."""
+    try:
+        yield
+    except Exception as error:  # whatever a model, a disk or a logging service does
+        logger.warning("%s (%s): %s The student is saved.", what, type(error).__name__, first_sentence(error))
+        logger.debug("", exc_info=True)
+
+
+def _origin(script: DistillArguments, command: str) -> Origin:
+    """Where the student comes from, for the card; its license is that of the student it started from."""
+    pretrained, license = script.student_init == "pretrained", script.license
+    if license is None and pretrained and not Path(script.student).is_dir():
+        license = license_of(resolve_name(script.student), script.student_revision)
+    files = {"teacher": script.teacher, "student": [script.student], "label_map": script.label_map}
+    files |= {"dataset": [] if script.dataset == "digits" else [script.dataset], "loss_file": [script.loss_file or ""]}
+    local = [flag for flag, names in files.items() if any(name and Path(name).exists() for name in names or ())]
+    return Origin(
+        script.student, pretrained, script.teachers(), script.student_revision, script.dataset_revision, license,
+        command, local, script.label_free,
+    )  # fmt: skip

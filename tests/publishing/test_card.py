@@ -1,0 +1,100 @@
+"""The card as a stranger reads it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from transformers import ViTConfig
+
+from hf_gdkd import GDKDConfig
+from hf_gdkd.data.loading import Data
+from hf_gdkd.publishing.card import Origin, shared_command, write_card
+
+NUMBERS = {"top1": 0.5, "top5": 1.0, "nll": 1.25, "ece": 0.125, "parameters": 1234, "flops": 2e9}
+NUMBERS |= {"images_per_second": 1000.4}
+
+
+@pytest.fixture
+def card(tmp_path, monkeypatch):
+    """The text of the card of a student of two local teachers; what differs from this can be said."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("student", "a/teacher", "b/teacher", "photos"):
+        Path(name).mkdir(parents=True)
+    for name in ("student", "a/teacher", "b/teacher"):
+        ViTConfig().save_pretrained(name)
+
+    def write(metrics=NUMBERS, dataset="photos", repo=None, origin=None, **options):
+        args = GDKDConfig(loss="gdkd", output_dir="student", use_cpu=True, report_to="none", **options)
+        data = Data(dataset, Dataset.from_dict({}), Dataset.from_dict({"a": range(2000)}), "test", ["cat", "dog"])
+        origin = origin or Origin(
+            "facebook/deit-tiny-patch16-224", True, [(str(tmp_path / "a/teacher"), None), ("b/teacher", "main")],
+            command="hf-gdkd distill --teacher /home/me/a/teacher b/teacher --config=~/x/y.yaml", license="mit",
+            local_flags=["teacher", "dataset"],
+        )  # fmt: skip
+        write_card("student", origin, args, data, metrics, repo)
+        return Path("student/README.md").read_text()
+
+    return write
+
+
+def test_local_folders_are_named_by_their_last_part(card, tmp_path):
+    text = card(NUMBERS | {"agreement": 0.75, "teachers": {"x": NUMBERS, "y": NUMBERS | {"top1": 0.25}}}, repo="me/it")
+    assert str(tmp_path) not in text and "b/teacher" not in text.replace("distill --teacher teacher b/teacher", "")
+    assert "from the teachers `teacher`, `teacher` with" in text and "| teacher `teacher` | 25.00 |" in text
+    assert "    hf-gdkd distill --teacher teacher b/teacher --config=y.yaml\n" in text
+    assert "--config recipe.yaml --teacher TEACHER --dataset DATASET --output_dir runs/again\n" in text
+    assert "TEACHER, DATASET stand for local files or folders of the author" in text
+
+
+def test_the_command_keeps_what_is_no_path():
+    command = "hf-gdkd distill --teacher google/vit --optim_args a=/b/c --output_dir '/my runs/a' --x ~/y"
+    assert shared_command(command) == "hf-gdkd distill --teacher google/vit --optim_args a=c --output_dir a --x y"
+
+
+def test_how_to_repeat_the_run(card):
+    text = card(repo="me/it")
+    assert "    pip install hf-gdkd==" in text and "    hf download me/it recipe.yaml --local-dir .\n" in text
+    assert 'pipeline("image-classification", "me/it")' in text
+    assert "hf download" not in card()
+
+
+def test_the_table(card):
+    text = card(NUMBERS | {"flops": None})
+    assert "Measured on the 2,000 images of the split `test`." in text
+    assert "| this model | 50.00 | 100.00 | 1.2500 | 0.1250 | 1,234 | - | 1,000 |" in text
+    assert "| this model | 50.00 | 100.00 | 1.2500 | 0.1250 | 1,234 | 2 | 1,000 |" in card()
+
+
+def test_a_model_that_was_not_measured(card):
+    text = card({})
+    assert "The model has not been measured." in text and "| this model" not in text and "model-index" not in text
+
+
+def test_an_epoch_that_was_chosen_on_the_test_split_is_said(card):
+    history = {key: {"top1": 0.5, "epoch": 3.0} for key in ("best", "last")}
+    best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    said = "chosen on the same images (the split `test`)"
+    assert said in " ".join(card(NUMBERS | history, **best).split()) and said not in card(NUMBERS | history)
+
+
+def test_without_labels(card):
+    origin = Origin("cifar/resnet20", False, [("a/teacher", None)], label_free=True)
+    measured = {key: NUMBERS[key] for key in ("parameters", "flops", "images_per_second")}
+    text = card(measured | {"agreement": 0.75, "teachers": {"a/teacher": measured}}, origin=origin)
+    assert "top-1" not in text and "The two models predict the same class for 75.00 % of the images" in text
+    assert "its accuracy was not measured" in text and "| teacher `teacher` | 1,234 | 2 | 1,000 |" in text
+
+
+def test_nothing_of_the_template_is_left(card):
+    for metrics in ({}, NUMBERS, NUMBERS | {"agreement": 0.5, "teachers": {"a": NUMBERS, "b": NUMBERS}}):
+        text = card(metrics)
+        assert not re.search(r"{{|{%|None|Undefined|\n\n\n", text.split("---\n", 2)[2])
+
+
+def test_a_card_is_written_completely_or_not_at_all(card, monkeypatch):
+    before = card()
+    monkeypatch.setattr("huggingface_hub.ModelCard.save", lambda self, path: Path(path).write_text("half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        card(NUMBERS | {"top1": 0.75})
+    assert Path("student/README.md").read_text() == before
