@@ -1,4 +1,6 @@
-"""The exceptions that the commands print as one sentence, each with an exit code of its own."""
+"""The exceptions that the commands print as one sentence, each with its own exit code."""
+
+import textwrap
 
 
 class InputError(ValueError):
@@ -7,12 +9,12 @@ class InputError(ValueError):
     exit_code = 2
 
     def __str__(self) -> str:
-        """The sentence alone, also when it comes from a DataLoader worker: torch puts a traceback before it."""
+        """The sentence alone: in an error from a DataLoader worker, torch puts a traceback before it."""
         return super().__str__().rpartition(f"{type(self).__name__}: ")[2].rstrip()
 
 
 class TrainingError(RuntimeError):
-    """Training could not go on: a loss that is not finite, a full disk. The commands print it alone."""
+    """Training cannot continue: the loss is not finite, or the disk is full. The commands print it alone."""
 
     exit_code = 4
 
@@ -24,6 +26,6 @@ class PushError(RuntimeError):
 
 
 def first_sentence(error: Exception) -> str:
-    """The first line of what another library's error says, ended by a full stop."""
+    """The first line of another library's error message, at most 300 characters of it, ended by a full stop."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
-    return f"{line}."
+    return f"{textwrap.shorten(line, 300, placeholder=' ...')}."

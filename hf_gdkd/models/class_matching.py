@@ -1,21 +1,17 @@
-"""The teacher's label space -> the data set's: which teacher class is which data set class, by name.
+"""Match the teacher's classes with the data set's by name.
 
-Two classes match when both are the same WordNet synset; else when their whole names are equal; else when
-their main names (before the first comma) are; else when the name of one is a synonym of the other. Case,
-underscores, hyphens and apostrophes do not matter, unless they tell two classes apart. At every step only
-what is unique on both sides counts: nothing is decided by a guess.
+Two classes match when both are the same WordNet synset; otherwise when their full names are equal; otherwise when
+their main names (before the first comma) are; otherwise when the name of one is a synonym of the other. Case,
+underscores, hyphens and apostrophes do not matter, unless they distinguish two classes. At every step only names
+that are unique on both sides count: nothing is guessed.
 """
 
-import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ..errors import InputError
 
@@ -23,7 +19,7 @@ _SYNSET = re.compile(r"(n\d{8})(?:$|[\s_,:-])")  # "n01440764", and "n02085620-C
 _NUMBERED = re.compile(r"(?:label_)?(\d{1,9})", re.IGNORECASE)  # "LABEL_3", "3"
 _SUBSETS = {1000: "imagenet-1k", 11221: "imagenet-21k-miil", 11821: "imagenet-12k"}
 _SUBSETS |= {21841: "imagenet-22k", 21842: "imagenet-22k-ms", 21843: "imagenet-21k"}
-_IN_ORDER = 0.99  # of the names must stand at their ImageNet index before an index tells two classes apart
+_IN_ORDER = 0.99  # share of the names that must be at their ImageNet index before an index decides
 
 
 def match_labels(
@@ -34,22 +30,22 @@ def match_labels(
     source_name: str = "teacher",
     target_name: str = "data set",
 ) -> list[int]:
-    """The index of the source class of each target class: `teacher_logits[:, index]` are the target's logits.
+    """Find the source class of each target class: with the returned index, `teacher_logits[:, index]` fit the target.
 
     Args:
         source: the teacher's class names, in the order of its logits.
         target: the data set's class names, in the order of its labels.
-        label_map: {target class: source class}, which overrules the names. Either may be written as its
-            index, which tells two classes of one name apart. Target classes may share a source class here.
-        source_name, target_name: the ids of teacher and data set, for the text of the errors.
+        label_map: {target class: source class}, which overrides the names. Either may be written as its
+            index, which distinguishes two classes of one name. Target classes may share a source class here.
+        source_name, target_name: the ids of teacher and data set, for the error messages.
 
     Returns:
-        One source index for each target class. Where both sides have only numbers (LABEL_0, 0), the same
-        numbers on each, these decide.
+        One source index for each target class. Where both sides have the same numbers in place of names (LABEL_0, 0),
+        these decide. Numbers are names where the other side has all of them among other names.
 
     Raises:
-        InputError: a target class has no source class, or several, or shares one; one side has names and the
-            other numbers; the numbers differ; label_map has a name that does not exist.
+        InputError: a target class has no source class, several, or one that another class needs too; one side has
+            names and the other only numbers; the numbers differ; label_map contains an unknown name.
 
     Example:
         >>> from hf_gdkd.models import match_labels
@@ -66,11 +62,12 @@ def match_labels(
     missing = [i for i in range(len(target)) if i not in matched]
     if not missing:
         return [matched[i] for i in range(len(target))]
-    if _numbers(source) and _numbers(target):
+    numbered = _numbers(source, target), _numbers(target, source)
+    if all(numbered):
         what = f"neither {teacher} nor {data} names its classes, and their numbers differ: "
         what += f"{_few(source)} ({len(source)} classes) and {_few(target)} ({len(target)})"
-    elif _numbers(source) or _numbers(target):
-        side, names = (teacher, source) if _numbers(source) else (data, target)
+    elif any(numbered):
+        side, names = (teacher, source) if numbered[0] else (data, target)
         what = f"the names of the classes of {side} are unknown: it only numbers them ({_few(names)})"
     else:
         what = f"{len(missing)} of the {len(target)} classes of {data} match no single class of {teacher}: "
@@ -78,10 +75,10 @@ def match_labels(
     student = "<teacher>" if source_name == "teacher" else shlex.quote(source_name)
     dataset = "<data set>" if target_name == "data set" else shlex.quote(target_name)
     raise InputError(
-        f"{what}; give their pairs in a file with --label_map (YAML or JSON: {{data set class: teacher "
-        "class}}), or fine-tune the teacher on the data set (accelerate launch scripts/distill.py --loss ce "
-        f"--student {student} --dataset {dataset}), or distil without labels, in the teacher's own classes "
-        "(--label_free)"
+        f"{what}; list the pairs in a file and use --label_map (YAML or JSON: {{data set class: teacher class}}), "
+        "or fine-tune the teacher on the data set "
+        f"(hf-gdkd distill --loss ce --student {student} --dataset {dataset}), "
+        "or distil without labels, in the teacher's own classes (--label_free)"
     )
 
 
@@ -91,45 +88,6 @@ def matching_rows(source: Sequence[str], target: Sequence[str]) -> dict[int, int
     For a pretrained head (source) whose rows are kept where the new classes (target) are among the old ones.
     """
     return _match(source, target)
-
-
-def load_label_map(path: str | Path) -> dict[str, str]:
-    """{data set class: teacher class} from a YAML or JSON file; every scalar is read as text ("no", 007, 3).
-
-    Raises:
-        InputError: no such file, neither YAML nor JSON, not a mapping of names to names, a class given twice.
-    """
-    wanted = "write {data set class: teacher class}, one name or index each, as YAML or JSON"
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        pairs = _json_pairs(text) if Path(path).suffix.lower() == ".json" else _yaml_pairs(text)
-    except OSError as error:
-        raise InputError(f"the label map {path} cannot be read ({error.strerror}): {wanted}") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"the label map {path} is neither YAML nor JSON ({reason}): {wanted}") from error
-    if pairs is None:
-        raise InputError(f"the label map {path} is not a mapping: {wanted}")
-    names: dict[str, str] = {}
-    for key, value in pairs:
-        if not (isinstance(key, str) and isinstance(value, str) and key and value):
-            raise InputError(f"the label map {path} gives {key!r} no single name: {wanted}")
-        if key in names:
-            raise InputError(f"the label map {path} gives {key!r} twice: keep one of its lines")
-        names[key] = value
-    return names
-
-
-def _json_pairs(text: str) -> Iterable[tuple[Any, Any]] | None:
-    data = json.loads(text, object_pairs_hook=tuple, parse_int=str)  # a tuple is an object, a list an array
-    return data if isinstance(data, tuple) else None
-
-
-def _yaml_pairs(text: str) -> Iterable[tuple[Any, Any]] | None:
-    node = yaml.compose(text, Loader=yaml.SafeLoader)  # nodes hold the text as it stands; no object is built
-    if not isinstance(node, yaml.MappingNode):
-        return None
-    return [tuple(n.value if isinstance(n, yaml.ScalarNode) else None for n in pair) for pair in node.value]
 
 
 def _find(name: str, names: Sequence[str], rule: str) -> int:
@@ -151,7 +109,7 @@ def _match(source: Sequence[str], target: Sequence[str]) -> dict[int, int]:
     """{target index: source index} wherever numbers, synsets or names decide."""
     if list(source) == list(target):
         return {i: i for i in range(len(target))}
-    s_numbers, t_numbers = _numbers(source), _numbers(target)
+    s_numbers, t_numbers = _numbers(source, target), _numbers(target, source)
     if s_numbers and t_numbers and s_numbers.keys() == t_numbers.keys() and len(source) == len(target):
         return {i: s_numbers[number] for number, i in t_numbers.items()}
     if s_numbers or t_numbers:
@@ -250,10 +208,15 @@ def _lemmas(synset: str) -> str | None:
     return _imagenet("imagenet-1k").get(synset) or _imagenet("imagenet-21k").get(synset)
 
 
-def _numbers(names: Sequence[str]) -> dict[int, int] | None:
-    """{number: index} if the classes are only numbered (LABEL_0 or 0), else None."""
+def _numbers(names: Sequence[str], others: Sequence[str]) -> dict[int, int] | None:
+    """{number: index} if the classes are only numbered (LABEL_0 or 0), else None.
+
+    Numbers are names where the other side has all of them beside names that are none, such as 0-9 among 0-9, A-Z.
+    """
     found = [_NUMBERED.fullmatch(name) for name in names]
-    return {int(match[1]): i for i, match in enumerate(found) if match} if names and all(found) else None
+    if not names or not all(found) or (set(names) <= set(others) and not all(map(_NUMBERED.fullmatch, others))):
+        return None
+    return {int(match[1]): i for i, match in enumerate(found)}
 
 
 @cache

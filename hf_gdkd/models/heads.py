@@ -1,60 +1,71 @@
-"""The classifier head of a model: the names of its classes, and another number of them."""
+"""The classifier head of a model: its parameters, the names of its classes, and another set of classes."""
 
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Sequence
 
 import timm
 import torch
+from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
 
 from .class_matching import matching_rows
-
-logger = logging.getLogger(__name__)
+from .configuration import names_of, with_labels
 
 
 def class_names(model: PreTrainedModel) -> list[str]:
-    """The names of a model's classes, in the order of its logits."""
-    return [model.config.id2label[i] for i in range(model.config.num_labels)]
+    """The names of a model's classes, in the order of its logits.
+
+    Raises:
+        InputError: its configuration does not name every class.
+
+    Example:
+        >>> from hf_gdkd.models import class_names, load_model
+        >>> class_names(load_model("cifar/resnet8", label_names=["cat", "dog"], init="random"))
+        ['cat', 'dog']
+    """
+    return names_of(model.config)
 
 
-def with_labels(config: PreTrainedConfig, label_names: Sequence[str] | None) -> PreTrainedConfig:
-    if label_names is not None:
-        config.id2label = dict(enumerate(label_names))
-        config.label2id = {label: i for i, label in enumerate(label_names)}
-    return config
-
-
-def build_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
-    model = AutoModelForImageClassification.from_config(
-        config, trust_remote_code=trust_remote_code, dtype=torch.float32
-    )
-    if isinstance(config, TimmWrapperConfig):
-        # The wrapper draws every weight anew with a standard deviation of 0.02: take timm's own initialisation.
-        fresh = timm.create_model(config.architecture, num_classes=config.num_labels, **(config.model_args or {}))
-        model.timm_model.load_state_dict(fresh.state_dict())
+def build_model(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A classifier with random weights in float32; a timm architecture has timm's own initialisation."""
+    options = {"trust_remote_code": trust_remote_code, "dtype": torch.float32}
+    if not isinstance(config, TimmWrapperConfig):
+        return AutoModelForImageClassification.from_config(config, **options)
+    with torch.device("meta"):  # the wrapper would draw every weight with a standard deviation of 0.02
+        model = AutoModelForImageClassification.from_config(config, **options)
+    arguments = config.model_args or {}
+    model.timm_model = timm.create_model(config.architecture, num_classes=config.num_labels, **arguments)
     return model
 
 
-def fit_head(model: PreTrainedModel, label_names: list[str], trust_remote_code: bool) -> PreTrainedModel:
-    """The model with one output a class: rows of its head that match by name are kept."""
-    old_names = class_names(model)
-    if old_names == label_names:
-        return model
-    config = with_labels(copy.deepcopy(model.config), label_names)
-    fitted = build_model(config, trust_remote_code)
-    # The head is what would change its shape with one class more.
-    probe = build_model(with_labels(copy.deepcopy(config), [*label_names, "one more"]), trust_remote_code)
-    kept, old, larger = matching_rows(old_names, label_names), model.state_dict(), probe.state_dict()
-    for name, tensor in fitted.state_dict().items():
-        if tensor.shape == larger[name].shape:
-            tensor.copy_(old[name])
-        else:
-            tensor[list(kept)] = old[name][list(kept.values())]
-    logger.warning(
-        "student's head: %d of %d classes keep their pretrained weights, %d are newly initialised.",
-        len(kept), len(label_names), len(label_names) - len(kept),
-    )  # fmt: skip
-    return fitted
+def head_parameters(config: PreTrainedConfig, trust_remote_code: bool = False) -> set[str]:
+    """The names of the tensors whose shape depends on the number of classes, from two models without memory."""
+    shapes = []
+    for count in (3, 4):
+        changed = with_labels(copy.deepcopy(config), [str(i) for i in range(count)])
+        with torch.device("meta"):
+            model = AutoModelForImageClassification.from_config(changed, trust_remote_code=trust_remote_code)
+        shapes.append({name: tensor.shape for name, tensor in model.state_dict().items()})
+    return {name for name, shape in shapes[0].items() if shape != shapes[1][name]}
+
+
+def renew_head(model: PreTrainedModel, head: set[str], old: dict[str, Tensor], old_names: list[str]) -> int:
+    """Initialise the head anew, but for the rows of classes that match by name; returns the number of these rows.
+
+    Args:
+        model: it has its new classes already.
+        head: names of the head's tensors.
+        old: these tensors for the old classes; empty when there are none to keep.
+        old_names: names of the old classes, in the order of the rows.
+    """
+    for module in {model.get_submodule(name.rpartition(".")[0]) for name in head}:
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = False  # else transformers leaves what it has loaded as it is
+        model._init_weights(module)
+    kept = matching_rows(old_names, class_names(model)) if old else {}
+    state = model.state_dict()
+    with torch.no_grad():
+        for name in head & old.keys():
+            state[name][list(kept)] = old[name][list(kept.values())]
+    return len(kept)

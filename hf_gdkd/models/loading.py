@@ -1,34 +1,24 @@
-"""Name -> model and image processor: Hub ids, short names, timm ids, local folders, the paper's CIFAR networks."""
+"""Load models and image processors by name: Hub ids, short names, timm ids, folders, the paper's CIFAR networks."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
-import timm
-import torch
 from accelerate import PartialState
-from huggingface_hub import constants, file_exists, resolve_revision
-from huggingface_hub.errors import OfflineModeIsEnabled
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    BaseImageProcessor,
-    PreTrainedConfig,
-    PreTrainedModel,
-    TimmWrapperConfig,
-    ViTImageProcessor,
-)
+from huggingface_hub import resolve_revision
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel, ViTImageProcessor
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-from ..errors import InputError, first_sentence
-from ..hub_client import HUB_ERRORS, hub_reason
-from .cifar.configuration import CifarConfig
-from .heads import build_model, fit_head, with_labels
-from .names import CIFAR, is_cifar_network, resolve_name
+from ..errors import InputError
+from .configuration import check_architectures, names_of, read_config, timm_config, with_labels
+from .failures import explained
+from .heads import build_model, head_parameters, renew_head
+from .names import is_cifar_network, resolve_name
+from .weights import check_backbone, check_takes_pixels, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +32,20 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """An image classifier in float32, by name.
+    """Load or build an image classifier in float32, by name.
 
     Args:
         name: Hub id, short name, timm id, local folder, or CIFAR network (without names or number: 100 classes).
         num_labels: number of classes, when their names are not known; a pretrained head of that size is kept.
         label_names: names of the classes, which become id2label and label2id. A pretrained head keeps the rows of
-            the classes that match by name; the other rows are newly initialised, which is said.
-        init: "pretrained" loads the weights, "random" takes the architecture only, as always for a CIFAR network.
+            the classes that match by name; the other rows are newly initialised, and a warning counts both.
+        init: "pretrained" loads the weights, "random" the architecture alone; a CIFAR network is always random.
         revision: branch, tag or commit on the Hub.
-        trust_remote_code: run code from the repository. Off: a repository that needs it is refused.
+        trust_remote_code: run code from the repository; without it, a repository that needs it is refused.
 
     Raises:
-        InputError: no such model, no safetensors weights, or remote code without `trust_remote_code`.
+        InputError: no such model, no safetensors weights, weights that lack more than the head, a configuration that
+            does not fit, a model that does not take RGB images, or remote code without `trust_remote_code`.
 
     Example:
         >>> from hf_gdkd.models import load_model
@@ -63,22 +54,49 @@ def load_model(
         {0: 'cat', 1: 'dog'}
     """
     path = resolve_name(name)
-    if possible_init(name, init) == "random":
-        config = _architecture(path, revision, trust_remote_code)
-        config = with_labels(config, _names(config, num_labels, label_names))
-        try:
-            return build_model(config, trust_remote_code)
-        except (ValueError, RuntimeError, ImportError) as error:
-            raise InputError(f"model {path} cannot be built: {_reason(error, path)}") from error
-    model, missing = _load_weights(path, revision, trust_remote_code)
-    if missing:
-        logger.warning("%s: newly initialised: %s.", path, ", ".join(sorted(missing)))
-    names = _names(model.config, num_labels, label_names)
-    return model if names is None else fit_head(model, names, trust_remote_code)
+    random = possible_init(name, init) == "random"
+    source = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = read_config(path, **source, installed=random)
+    check_architectures(config, path, weights=not random)
+    names = _names(config, num_labels, label_names)
+    if random:
+        with explained(f"model {path} cannot be built", path, revision):
+            model = build_model(with_labels(config, names), trust_remote_code)
+        return check_takes_pixels(model, path)
+    return _load_student(path, config, names, source)
+
+
+def _load_student(path: str, config: PreTrainedConfig, names: list[str], source: dict[str, Any]) -> PreTrainedModel:
+    """Load a pretrained model with a head for the classes `names`, in which the rows of its own classes are kept."""
+    own = names_of(config) if config.num_labels else []  # a backbone has none
+    if own == names:
+        loaded = load_weights(path, with_labels(config, names), **source)
+        if loaded.missing:
+            check_backbone(loaded, _head(path, config, source), path)
+            logger.warning("%s: newly initialised: %s.", path, ", ".join(sorted(loaded.missing)))
+        return loaded.model
+    head, old = _head(path, config, source), {}
+    if own:  # the old head; the model around it is dropped, so that there is never more than one in memory
+        loaded = load_weights(path, copy.deepcopy(config), **source)
+        old = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items() if name in head}
+        old = {} if head & loaded.missing else old
+        del loaded
+    loaded = load_weights(path, with_labels(config, names), **source, resized=head)
+    check_backbone(loaded, head, path)
+    kept = renew_head(loaded.model, head, old, own)
+    new = len(names) - kept
+    message = "student's head: %d of %d classes keep their pretrained weights, %d are newly initialised."
+    logger.warning(message, kept, len(names), new)
+    return loaded.model
+
+
+def _head(path: str, config: PreTrainedConfig, source: dict[str, Any]) -> set[str]:
+    with explained(f"model {path} cannot be built", path, source["revision"]):
+        return head_parameters(config, source["trust_remote_code"])
 
 
 def possible_init(name: str, init: str) -> str:
-    """`init` of `load_model`; "random", which is said, where it is "pretrained" and there are no weights."""
+    """The `init` that `load_model` will use: "random", with a warning, where "pretrained" finds no weights."""
     path = resolve_name(name)
     if init == "pretrained" and is_cifar_network(path):
         logger.warning("%s has no pretrained weights: it starts from random ones.", path)
@@ -87,31 +105,37 @@ def possible_init(name: str, init: str) -> str:
 
 
 def load_teacher(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
-    """An image classifier with all its weights, by name.
+    """Load an image classifier with all of its weights, by name.
 
     Raises:
-        InputError: as `load_model`, and a checkpoint that lacks a part of the model, such as the head.
+        InputError: as `load_model`, and a checkpoint that lacks any part of the model, such as the head.
     """
     path = resolve_name(name)
     if is_cifar_network(path):
         raise InputError(
-            f"teacher {path} has no weights: train it first (--student {path} --loss ce), then give its folder."
+            f"teacher {path} has no weights: train it first (--student {path} --loss ce), then use its folder."
         )
-    model, missing = _load_weights(path, revision, trust_remote_code)
-    if missing:
+    source = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = read_config(path, **source)
+    check_architectures(config, path, weights=True)
+    if not config.num_labels:
+        raise InputError(f"teacher {path} has no classes: choose a checkpoint with a trained classification head.")
+    names_of(config)  # an error if they are not all there
+    loaded = load_weights(path, config, **source)
+    if loaded.missing:
         raise InputError(
-            f"teacher {path} has no weights for {', '.join(sorted(missing)[:4])}, which would be random: "
+            f"teacher {path} has no weights for {', '.join(sorted(loaded.missing)[:4])}, which would be random: "
             "choose a checkpoint with a trained classification head."
         )
-    return model
+    return loaded.model
 
 
 def load_processor(
     name: str, *, init: str = "pretrained", revision: str | None = None, trust_remote_code: bool = False
 ) -> BaseImageProcessor:
-    """The image processor that belongs to a model, by the arguments of `load_model`.
+    """Load the image processor that belongs to a model; the arguments are those of `load_model`.
 
-    That of a timm model is its repository's; with `init` "random", which downloads nothing, the installed timm's.
+    A timm model's comes from its repository; with `init` "random", which downloads nothing, from the installed timm.
 
     Raises:
         InputError: there is none.
@@ -120,112 +144,42 @@ def load_processor(
     if is_cifar_network(path):  # the size, mean and standard deviation of the paper's CIFAR-100 experiments
         mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
         return ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=mean, image_std=std)
-    if init == "random" and (config := _timm_config(path)) is not None:
+    if init == "random" and (config := timm_config(path)) is not None:
         return TimmWrapperImageProcessor(config.pretrained_cfg, config.architecture)
-    try:
+    with explained(f"the image processor of {path} cannot be loaded", path, revision):
         return AutoImageProcessor.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    except HUB_ERRORS as error:
-        reason = _reason(error, path, revision)
-        raise InputError(f"the image processor of {path} cannot be loaded: {reason}") from error
 
 
 def pin_revision(name: str, revision: str | None) -> str | None:
-    """The commit that a revision of a model on the Hub stands for now, printed with the full id; else as given.
+    """Resolve a revision of a model on the Hub to its current commit, and print it; a local model's is returned as is.
 
     Without a network it is the commit in the cache.
 
     Raises:
-        InputError: no such model or revision, or one that the Hub does not show with this token; no network, and
-            nothing in the cache.
+        InputError: no such model or revision, or no access to it; no network, and nothing in the cache.
     """
     path = resolve_name(name)
     if os.path.isdir(path) or is_cifar_network(path):
         return revision
-    try:
+    with explained(f"model {path} cannot be loaded", path, revision):
         commit = resolve_revision(path, revision=revision).resolved
-    except HUB_ERRORS as error:
-        raise InputError(f"model {path} cannot be loaded: {_reason(error, path, revision)}") from error
     if PartialState().is_main_process:
         print(f"{name} -> {path}@{commit}")
     return commit
 
 
 def save_processor(processor: BaseImageProcessor, folder: str) -> None:
-    """Save an image processor beside its model; timm's stands in the model's config.json already."""
+    """Save an image processor beside its model; timm's is part of the model's config.json already."""
     if not isinstance(processor, TimmWrapperImageProcessor):
         processor.save_pretrained(folder)
 
 
-def _architecture(path: str, revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
-    """The configuration of a model; that of a timm architecture or a CIFAR network needs no download."""
-    if is_cifar_network(path):
-        return CifarConfig(architecture=path.removeprefix(CIFAR), num_labels=100)
-    if (config := _timm_config(path)) is not None:
-        return config
-    try:
-        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    except HUB_ERRORS as error:
-        raise InputError(f"model {path} cannot be loaded: {_reason(error, path, revision)}") from error
-
-
-def _timm_config(path: str) -> TimmWrapperConfig | None:
-    """The configuration of a timm architecture, from the installed timm; None for any other model."""
-    architecture = path.removeprefix("timm/")
-    if os.path.isdir(path) or not path.startswith("timm/") or not timm.is_model(architecture):
-        return None
-    pretrained = timm.get_pretrained_cfg(architecture).to_dict()
-    config = {"architecture": architecture.split(".")[0], "num_classes": pretrained["num_classes"]}
-    return TimmWrapperConfig.from_dict(config | {"pretrained_cfg": pretrained})
-
-
-def _reason(error: Exception, path: str, revision: str | None = None) -> str:
-    """Why a model cannot be loaded, and what to do."""
-    if "trust_remote_code" in str(error):
-        return "it runs code of its own: read that code, then give --trust_remote_code, or choose another model."
-    if (reason := hub_reason(error, path, revision=revision)) is not None:
-        return reason
-    if "Can't load image processor" in str(error):
-        if constants.is_offline_mode() and not os.path.isdir(path):
-            return _reason(OfflineModeIsEnabled(), path)
-        return "it has no image processor: give a model with a preprocessor_config.json."
-    if "model.safetensors" in str(error):
-        if not os.path.isdir(path):  # transformers says so too of a file that did not come
-            try:
-                file_exists(path, "model.safetensors", revision=revision)
-            except HUB_ERRORS as refusal:
-                return _reason(refusal, path, revision)
-        return (
-            "it has no model.safetensors, and pickled weights (pytorch_model.bin) are not read, as they can run code: "
-            "convert them, or take the architecture only (--student_init random)."
-        )
-    return first_sentence(error)
-
-
-def _names(config: PreTrainedConfig, num_labels: int | None, label_names: Sequence[str] | None) -> Sequence[str] | None:
-    """The names that a model's classes shall have; None: those of its config."""
+def _names(config: PreTrainedConfig, num_labels: int | None, label_names: Sequence[str] | None) -> list[str]:
+    """The names for a model's classes: the requested ones, numbered ones, or its own."""
     if label_names is not None:
         return list(label_names)
-    return None if num_labels in (None, config.num_labels) else [f"LABEL_{i}" for i in range(num_labels)]
-
-
-def _load_weights(path: str, revision: str | None, trust_remote_code: bool) -> tuple[PreTrainedModel, set[str]]:
-    """The model with its own head, and the names of the parameters that its checkpoint lacks."""
-    try:
-        model, info = AutoModelForImageClassification.from_pretrained(
-            path,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with their names
-        )
-    except (*HUB_ERRORS, ImportError, SafetensorError) as error:
-        raise InputError(f"model {path} cannot be loaded: {_reason(error, path, revision)}") from error
-    if info["mismatched_keys"]:
-        name, found, wanted = sorted(info["mismatched_keys"])[0]
-        raise InputError(
-            f"model {path}: its config.json does not fit its weights, such as {name} of shape {tuple(found)}, "
-            f"expected {tuple(wanted)}: give the folder that save_pretrained wrote."
-        )
-    return model, set(info["missing_keys"])
+    if num_labels not in (None, config.num_labels):
+        return [f"LABEL_{i}" for i in range(num_labels)]
+    if not config.num_labels:
+        raise InputError("the model has no classes: set num_labels or label_names.")
+    return names_of(config)

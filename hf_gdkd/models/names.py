@@ -37,7 +37,7 @@ def resolve_name(name: str) -> str:
     """
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, "config.json")):
-            raise InputError(f"folder {name} holds no config.json: give a folder that save_pretrained wrote.")
+            raise InputError(f"folder {name} has no config.json: use a folder that save_pretrained wrote.")
         return name
     if name.lower().startswith(CIFAR):
         return CIFAR + canonical(name[len(CIFAR) :])
@@ -49,12 +49,12 @@ def resolve_name(name: str) -> str:
             tag = timm.get_pretrained_cfg(architecture).tag
         except RuntimeError as error:
             close = timm.list_pretrained(f"{architecture.split('.')[0]}.*")
-            raise InputError(f"timm has no weights {architecture}: choose one of {', '.join(close)}.") from error
+            raise InputError(f"timm has no weights named {architecture}: choose one of {', '.join(close)}.") from error
         return f"timm/{architecture}" if "." in architecture or not tag else f"timm/{architecture}.{tag}"
     if name.count("/") == 1 and not name.startswith((".", "~", "/")):
         return name
     if "/" in name:
-        raise InputError(f"no folder {name}: give an existing folder, or an id on the Hub (organization/name).")
+        raise InputError(f"there is no folder {name}: use an existing folder, or an id on the Hub (organization/name).")
     close = get_close_matches(name, [*SHORT_NAMES, *timm.list_models()], n=5)
     hint = f"did you mean {', '.join(close)}" if close else f"short names are {', '.join(SHORT_NAMES)}"
     raise InputError(f"unknown model {name!r}: {hint}? A Hub id is organization/name.")

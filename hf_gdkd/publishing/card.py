@@ -19,7 +19,7 @@ from yaml import YAMLError
 from ..data.loading import Data
 from ..hub_client import HUB_ERRORS
 from ..losses import loss_options
-from ..models.cifar.configuration import CifarConfig
+from ..models.cifar.modeling import CifarConfig
 from ..models.names import resolve_name
 from ..training.config import GDKDConfig
 

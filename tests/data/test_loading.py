@@ -224,7 +224,7 @@ def test_unknown_data_set(name):
 
 
 def test_without_a_network_what_is_missing_is_named():
-    refusal(lambda: load_data("nobody/nothing"), "nobody/nothing", "HF_HUB_OFFLINE", "the cache does not hold it")
+    refusal(lambda: load_data("nobody/nothing"), "nobody/nothing", "HF_HUB_OFFLINE", "it is not in the cache")
 
 
 def test_empty_folder(tmp_path):

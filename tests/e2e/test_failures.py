@@ -36,13 +36,13 @@ def with_push(name, *more):
 
 # How the Hub fails, and the way out that the sentence names.
 MODES = {
-    "refuse": "look at the network, and try it again",
-    "timeout": "look at the network, and try it again",
-    "cut": "look at the network, and try it again",
+    "refuse": "check the network, and try again",
+    "timeout": "check the network, and try again",
+    "cut": "check the network, and try again",
     401: "log in with `hf auth login`",
-    403: "give one that has, with `hf auth login` or as HF_TOKEN",
-    429: "try it again in some minutes",
-    500: "try it again later",
+    403: "use one that has, with `hf auth login` or HF_TOKEN",
+    429: "try again in a few minutes",
+    500: "try again later",
 }
 
 # What is downloaded: the script's words, the requests that fail, and how the sentence begins.
@@ -196,9 +196,11 @@ def oddities(hub):
     hub.add("datasets", "tester/odd-keys", rows | {"README.md": b"---\ndataset_info:\n  features: 3\n---\n"})
 
 
-PRIVATE = "the Hub has none of that name, or it is private"
-GATE = "its gate is closed: accept the terms at https://huggingface.co/{}, and log in with `hf auth login`, or give a "
-REVISION = "it has no revision 'v9': give a branch, tag or commit"
+PRIVATE = "the Hub has no repository of that name, or it is private"
+GATE = (
+    "the repository is gated: accept its terms at https://huggingface.co/{}, and log in with `hf auth login`, or set "
+)
+REVISION = "it has no revision 'v9': use a branch, tag or commit"
 SCRIPT = "it is a script, which could run any code: give --dataset_revision refs/convert/parquet"
 
 
@@ -216,7 +218,7 @@ BAD_INPUT = {
         with_student("tester/bin"),
         "no model.safetensors, and pickled weights (pytorch_model.bin) are not read",
     ),
-    "code": (with_student("tester/code"), "it runs code of its own: read that code, then give --trust_remote_code"),
+    "code": (with_student("tester/code"), "it runs its own code: read that code, then use --trust_remote_code"),
     "script": (with_data("tester/script"), SCRIPT),
     "card without YAML": (
         with_data("tester/no-yaml"),
@@ -225,12 +227,12 @@ BAD_INPUT = {
     "card with odd keys": (with_data("tester/odd-keys"), "Expected a dict or a list"),
     "path in student": (
         with_student("org/name/sub"),
-        "no folder org/name/sub: give an existing folder, or an id on the",
+        "there is no folder org/name/sub: use an existing folder, or an id on the",
     ),
     "path in data": (with_data("org/name/sub"), "no folder org/name/sub: give an existing folder of images, an id on"),
-    "path in repository": (with_push("me/student/v2"), "that is no id on the Hub: give organization/name"),
-    "no id": (with_student("a b/c"), "that is no id on the Hub: give organization/name"),
-    "repository of others": (with_push("other/student"), "the token has no right to it (403)"),
+    "path in repository": (with_push("me/student/v2"), "that is not a valid id on the Hub: use organization/name"),
+    "no id": (with_student("a b/c"), "that is not a valid id on the Hub: use organization/name"),
+    "repository of others": (with_push("other/student"), "the token has no access to it (403)"),
     "whole checkpoints": (with_push("tester/new", "--hub_strategy", "checkpoint"), "choose one of end, every_save"),
 }
 
@@ -263,8 +265,8 @@ def test_the_terms_of_imagenet_open_its_gate(hub, forks):
 
 @pytest.mark.parametrize("words, code, said", [
     (["runs/nothing"], 2, "folder runs/nothing has no config.json: give the output folder of a finished run"),
-    (["runs/student", "--hub_model_id", "a/b/c"], 2, "that is no id on the Hub"),
-    (["runs/student", "--hub_model_id", "other/student"], 3, "the token has no right to it (403)"),
+    (["runs/student", "--hub_model_id", "a/b/c"], 2, "that is not a valid id on the Hub"),
+    (["runs/student", "--hub_model_id", "other/student"], 3, "the token has no access to it (403)"),
 ], ids=["unfinished", "path", "forbidden"])  # fmt: skip
 def test_bad_input_of_push(forks, student, words, code, said):
     last_words(forks("push", *words), code, said)

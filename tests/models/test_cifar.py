@@ -19,9 +19,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from hf_gdkd.data.views import View
 from hf_gdkd.errors import InputError
 from hf_gdkd.models.cifar import NAMES
-from hf_gdkd.models.cifar.configuration import CifarConfig
 from hf_gdkd.models.cifar.families import BUILD, ShuffleV1Block
-from hf_gdkd.models.cifar.modeling import CifarForImageClassification
+from hf_gdkd.models.cifar.modeling import CifarConfig, CifarForImageClassification
 from hf_gdkd.models.loading import load_model, load_processor, load_teacher, pin_revision
 
 FACTS = json.loads(Path(__file__).with_name("cifar_models.json").read_text())

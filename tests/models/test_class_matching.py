@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_gdkd.errors import InputError
-from hf_gdkd.models.class_matching import load_label_map, match_labels, matching_rows
+from hf_gdkd.models.class_matching import match_labels, matching_rows
+from hf_gdkd.models.label_map import load_label_map
 
 CRANES = (134, 517)  # bird and machine: the one whole name that stands twice
 
@@ -239,6 +240,34 @@ def test_one_side_numbered():
     assert matching_rows(labels, names) == {}
 
 
+CHARACTERS = [*"0123456789", *map(chr, range(65, 91)), *map(chr, range(97, 123))]
+
+
+def test_numbers_are_names_among_other_names():
+    """A teacher of digits and letters on a data set of digits: numbers that the other side has among its names."""
+    digits = CHARACTERS[:10]
+    assert match_labels(CHARACTERS, digits) == list(range(10))
+    order, shaken = shuffled(CHARACTERS)
+    assert match_labels(CHARACTERS, shaken) == order
+    assert [shaken[j] for j in match_labels(shaken, digits)] == digits
+    assert matching_rows(digits, shaken) == {shaken.index(d): i for i, d in enumerate(digits)}
+    assert match_labels(["LABEL_0", "LABEL_1", "cat"], ["LABEL_1"]) == [1]
+
+
+@pytest.mark.parametrize(
+    "source, target",
+    [
+        ([f"LABEL_{i}" for i in range(10)], ["cat", "1"]),
+        (CHARACTERS[10:], list("0123")),
+        (["0", "1", "2"], ["0", "1", "cat"]),
+        ([*CHARACTERS[:9], "cat"], list("0123456789")),
+    ],
+)
+def test_mere_numbers_stay_unknown(source, target):
+    assert "are unknown: it only numbers them" in error(source, target)
+    assert matching_rows(source, target) == {}
+
+
 def test_label_map_names_a_numbered_teacher():
     labels = ["LABEL_0", "LABEL_1", "LABEL_2"]
     assert match_labels(labels, ["cat", "dog"], {"cat": "LABEL_2", "dog": "0"}) == [2, 0]
@@ -256,10 +285,7 @@ def test_unmatched_are_counted_and_the_ways_out_are_told():
     assert "'s', 't', 'u', 'v', 'w', ...;" in text and "'x'" not in text
     assert text.endswith("or distil without labels, in the teacher's own classes (--label_free)")
     assert "--label_map" in text and "--loss ce" in text
-    assert (
-        "accelerate launch scripts/distill.py --loss ce --student google/vit-base-patch16-224 "
-        "--dataset timm/mini-imagenet)" in text
-    )
+    assert "hf-gdkd distill --loss ce --student google/vit-base-patch16-224 --dataset timm/mini-imagenet)" in text
     assert "--student <teacher> --dataset <data set>)" in error(["cat"], ["dog"])
     assert "--dataset 'my data'" in error(["cat"], ["dog"], target_name="my data")
 
@@ -322,12 +348,12 @@ def test_load_label_map_indices(tmp_path):
         ("broken.yaml", b"cat: [dog\n", "neither YAML nor JSON"),
         ("broken.json", b'{"cat": ', "neither YAML nor JSON"),
         ("binary.yaml", b"\xff\xfe\x00", "neither YAML nor JSON"),
-        ("nested.yaml", b"cat: {dog: cow}\n", "gives 'cat' no single name"),
-        ("nested.json", b'{"cat": ["dog"]}', "gives 'cat' no single name"),
-        ("hole.yaml", b"cat:\n", "gives 'cat' no single name"),
-        ("null.json", b'{"cat": null}', "gives 'cat' no single name"),
-        ("twice.yaml", b"cat: dog\ncat: cow\n", "gives 'cat' twice"),
-        ("twice.json", b'{"cat": "dog", "cat": "cow"}', "gives 'cat' twice"),
+        ("nested.yaml", b"cat: {dog: cow}\n", "has no single name for 'cat'"),
+        ("nested.json", b'{"cat": ["dog"]}', "has no single name for 'cat'"),
+        ("hole.yaml", b"cat:\n", "has no single name for 'cat'"),
+        ("null.json", b'{"cat": null}', "has no single name for 'cat'"),
+        ("twice.yaml", b"cat: dog\ncat: cow\n", "has 'cat' twice"),
+        ("twice.json", b'{"cat": "dog", "cat": "cow"}', "has 'cat' twice"),
         ("object.yaml", b"!!python/object/apply:os.system [exit]\n", "is not a mapping"),
     ],
 )

@@ -92,7 +92,7 @@ def test_resolve_folder(vit):
         ("deit-tinny", ["deit-tiny"]),
         ("xxxxxxxxxxxxxxxxx", ["short names are", "vit-base"]),
         ("cifar/resnet9", ["no CIFAR network 'resnet9'", "resnet8"]),
-        ("resnet18.nonsense", ["no weights resnet18.nonsense", "resnet18.a1_in1k"]),
+        ("resnet18.nonsense", ["no weights named resnet18.nonsense", "resnet18.a1_in1k"]),
     ],
 )
 def test_unknown_names(name, words):
@@ -314,7 +314,7 @@ def test_random_of_what_is_no_image_classifier(vit):
 def test_without_a_network_what_is_missing_is_named(load):
     with pytest.raises(InputError) as error:
         load("nobody/nothing")
-    assert_one_sentence(error, "nobody/nothing", "HF_HUB_OFFLINE", "the cache does not hold it")
+    assert_one_sentence(error, "nobody/nothing", "HF_HUB_OFFLINE", "it is not in the cache")
 
 
 # -- image processors --------------------------------------------------------------------------------------

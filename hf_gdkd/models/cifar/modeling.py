@@ -1,14 +1,34 @@
-"""CifarForImageClassification: one of the paper's CIFAR networks as a model of transformers."""
+"""The paper's CIFAR networks as models of transformers: the configuration, the classifier, and their registration."""
 
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from .configuration import CifarConfig
+from . import canonical
 from .families import BUILD
+
+
+class CifarConfig(PreTrainedConfig):
+    """The configuration of a `CifarForImageClassification`.
+
+    Args:
+        architecture: one of `hf_gdkd.models.cifar.NAMES`, case ignored.
+        **kwargs: as in every configuration, such as `num_labels` or `id2label`.
+
+    Raises:
+        InputError: there is no such architecture.
+    """
+
+    model_type = "gdkd_cifar"
+
+    architecture: str = "resnet8x4"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.architecture = canonical(self.architecture)
+        super().__post_init__(**kwargs)
 
 
 class CifarForImageClassification(PreTrainedModel):
@@ -80,4 +100,5 @@ class CifarForImageClassification(PreTrainedModel):
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
+AutoConfig.register(CifarConfig.model_type, CifarConfig)
 AutoModelForImageClassification.register(CifarConfig, CifarForImageClassification)
