@@ -31,8 +31,8 @@ from hf_gdkd.data.loading import load_data
 from hf_gdkd.data.views import EvalTransform, View
 from hf_gdkd.evaluation.measurement import check_teacher, predict
 from hf_gdkd.evaluation.metrics import compute_agreement, compute_metrics
-from hf_gdkd.models.class_matching import load_label_map
 from hf_gdkd.models.heads import class_names
+from hf_gdkd.models.label_map import load_label_map
 from hf_gdkd.models.loading import load_model, load_processor, pin_revision, possible_init
 from hf_gdkd.training.checkpoints import check_same_run, checkpoint_to_resume
 from hf_gdkd.training.distributed import place_teacher

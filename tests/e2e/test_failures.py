@@ -249,7 +249,7 @@ def test_bad_input(hub, oddities, forks, words, said):
 def test_a_wrong_token_is_told_before_training_and_never_printed(hub, forks, words):
     token = "hf_wrongwrongwrongwrong"
     done = forks("distill", *words, HF_TOKEN=token)
-    last_words(done, 2, "the Hub does not accept the token (401): log in with `hf auth login`, or give a token as")
+    last_words(done, 2, "the Hub does not accept the token (401): log in with `hf auth login`, or set HF_TOKEN")
     assert token not in done.stdout + done.stderr
     assert not list(forks.folder.glob("runs/**/*.safetensors"))
 
