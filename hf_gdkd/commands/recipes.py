@@ -157,7 +157,7 @@ def _recipes() -> dict[str, Recipe]:
         recipes[f"imagenet/any-{student}"] = Recipe(
             {"dataset": IMAGENET["dataset"], "student": student},
             TRANSFORMER_LOSSES,
-            "the teacher (give --teacher) and the training",
+            "the teacher (use --teacher) and the training",
         )
     return recipes
 
@@ -205,7 +205,7 @@ def check_teacher_is_trained(teachers: Sequence[str] | None) -> None:
     for teacher in teachers or ():
         if teacher.removeprefix("runs/") in RECIPES and not os.path.isdir(teacher):
             raise InputError(
-                f"teacher {teacher} is not there: train it with --recipe {teacher.removeprefix('runs/')}, or give "
+                f"teacher {teacher} is not there: train it with --recipe {teacher.removeprefix('runs/')}, or use "
                 "--teacher."
             )
 

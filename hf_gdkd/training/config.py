@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from inspect import cleandoc
 from typing import Any
 
 from accelerate.utils import get_int_from_env
@@ -14,44 +14,41 @@ from transformers.integrations import unset_hf_deepspeed_config
 from ..errors import InputError
 from ..losses import DistillationLoss, build_loss
 from .options import HUB_STRATEGIES, LOSS_OPTIONS, LOSS_WEIGHTS, TEACHER_DTYPES, DistillationOptions
+from .ranges import check_ranges
 
 
 @dataclass(repr=False)  # TrainingArguments' own hides the token
 class GDKDConfig(DistillationOptions, TrainingArguments):
-    """What `GDKDTrainer` needs: every argument of `transformers.TrainingArguments`, and those below.
+    """Configure a `GDKDTrainer`: every argument of `transformers.TrainingArguments`, and those below.
 
     The options of a loss keep the paper's letters; None means the loss's own default, and an option that the
     loss does not take is an error.
 
+    Example:
+        >>> args = GDKDConfig(output_dir="runs/student", loss="gdkd", k=3, temperature=2.0, use_cpu=True)
+        >>> args.set_loss_options()
+        {'temperature': 2.0, 'k': 3}
+        >>> GDKDConfig(loss="kd", k=3)
+        Traceback (most recent call last):
+        hf_gdkd.errors.InputError: the loss 'kd' takes no option 'k': it takes temperature, standardize.
+
     Raises:
         InputError: a value that is out of range, or an option that the loss does not take.
+
+    Args:
     """
 
     def __post_init__(self) -> None:
         default_ce, default_kd = LOSS_WEIGHTS.get(self.loss, (1.0, 1.0))
         self.ce_weight = default_ce if self.ce_weight is None else self.ce_weight
         self.kd_weight = default_kd if self.kd_weight is None else self.kd_weight
-        numbers = {
-            name: getattr(self, name)
-            for name in ("ce_weight", "kd_weight", "kd_warmup_epochs", "kd_skip_epochs", "dataloader_timeout")
-        }
-        numbers |= {f"class_weights[{i}]": value for i, value in enumerate(self.class_weights or [])}
-        for name, value in numbers.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"{name} is {value}: give a finite number that is 0 or more.")
+        check_ranges(self)
         if self.teacher_dtype not in (None, *TEACHER_DTYPES):
             raise InputError(f"teacher_dtype is {self.teacher_dtype!r}: choose one of {', '.join(TEACHER_DTYPES)}.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise InputError(f"ema_decay is {self.ema_decay}: give a number above 0 and below 1, such as 0.999.")
-        for epoch in self.lr_decay_epochs or ():
-            if not (math.isfinite(epoch) and epoch > 0):
-                raise InputError(f"lr_decay_epochs has {epoch}: give finite numbers above 0.")
-        if not (math.isfinite(self.lr_decay_rate) and self.lr_decay_rate > 0):
-            raise InputError(f"lr_decay_rate is {self.lr_decay_rate}: give a finite number above 0.")
         if self.hub_strategy not in HUB_STRATEGIES:
             raise InputError(
-                f"hub_strategy is {str(self.hub_strategy)!r}: choose one of {', '.join(HUB_STRATEGIES)}; whole "
-                "checkpoints are not pushed, as they hold pickles."
+                f"hub_strategy is {str(self.hub_strategy)!r}: choose one of {', '.join(HUB_STRATEGIES)}; "
+                "checkpoints are not pushed, because they hold pickles."
             )
         self.build_loss()
         super().__post_init__()
@@ -76,7 +73,7 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
             if self.accelerator_config.split_batches and getattr(self, name) % self.world_size:
                 raise InputError(
-                    f"{name} {getattr(self, name)} cannot be split among {self.world_size} processes: give a multiple "
+                    f"{name} {getattr(self, name)} cannot be split among {self.world_size} processes: use a multiple "
                     f"of {self.world_size}, or leave split_batches out."
                 )
 
@@ -117,3 +114,9 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
         if self.kd_warmup_epochs == 0:
             return 1.0
         return min((epoch - self.kd_skip_epochs) / self.kd_warmup_epochs, 1.0)
+
+
+# The help texts are the only copy: help(GDKDConfig) shows them too.
+GDKDConfig.__doc__ = cleandoc(GDKDConfig.__doc__ or "") + "".join(
+    f"\n    {f.name} ({f.type}, default {f.default}): {f.metadata['help']}" for f in fields(DistillationOptions)
+)

@@ -15,7 +15,7 @@ import yaml
 from hf_gdkd import GDKDConfig
 from hf_gdkd.commands.arguments.fields import TRAINING_DEFAULTS
 from hf_gdkd.commands.arguments.parsing import parse
-from hf_gdkd.commands.arguments.settings import command_line, run_settings
+from hf_gdkd.commands.arguments.settings import FLAGS_ONLY, command_line, run_settings
 from hf_gdkd.commands.running import run
 from hf_gdkd.errors import InputError
 
@@ -80,17 +80,19 @@ def test_recipe(tmp_path, name):
 
 def test_numbers_that_yaml_takes_for_words(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text("student: small\nteacher: big\nlearning_rate: 1e-3\nweight_decay: -1e-3\n")
+    path.write_text("student: small\nteacher: big\nlearning_rate: 1e-3\nadam_epsilon: +1e-9\n")
     args = parse([f"--config={path}"])[1]
-    assert (args.learning_rate, args.weight_decay) == (1e-3, -1e-3)
+    assert (args.learning_rate, args.adam_epsilon) == (1e-3, 1e-9)
 
 
 def test_flags_override_the_recipe(tmp_path):
-    recipe = write(tmp_path / "r.yaml", {"student": "a", "teacher": "b", "k": 3, "temperature": 2.0, "overwrite": True})
+    recipe = write(
+        tmp_path / "r.yaml", {"student": "a", "teacher": "b", "k": 3, "temperature": 2.0, "label_free": True}
+    )
     for argv in (["--config", recipe, "--k", "4"], ["--k", "4", "--config", recipe]):
-        script, args = parse([*argv, "--student", "c", "--overwrite", "false"])
+        script, args = parse([*argv, "--student", "c", "--label_free", "false"])
         assert (script.student, script.teacher, args.k, args.temperature) == ("c", ["b"], 4, 2.0)
-        assert script.overwrite is False
+        assert script.label_free is False
 
 
 @pytest.mark.parametrize("argv, said", [
@@ -120,8 +122,8 @@ def test_bad_flags(argv, said):
 
 
 @pytest.mark.parametrize("argv, said", [
-    ([], "no student: give --student"),
-    (["--student", "small"], "loss gdkd needs a teacher: give --teacher"),
+    ([], "no student: use --student"),
+    (["--student", "small"], "loss gdkd needs a teacher: use --teacher"),
 ])  # fmt: skip
 def test_missing_models(argv, said):
     with pytest.raises(InputError, match=said):
@@ -130,8 +132,8 @@ def test_missing_models(argv, said):
 
 @pytest.mark.parametrize("name, content, said", [
     ("absent.yaml", None, "cannot be read"),
-    ("list.yaml", b"- a\n- b\n", "is no mapping"),
-    ("empty.yaml", b"", "is no mapping"),
+    ("list.yaml", b"- a\n- b\n", "is not a mapping"),
+    ("empty.yaml", b"", "is not a mapping"),
     ("broken.yaml", b"k: [1\n", "cannot be read"),
     ("broken.json", b'{"k": ', "cannot be read"),
     ("binary.yaml", b"\xff\xfe\x00\x80", "cannot be read"),
@@ -143,7 +145,9 @@ def test_missing_models(argv, said):
     ("inner.yaml", b"_n_gpu: 2\n", "unknown key '_n_gpu'"),
     ("word.yaml", b"k: many\n", "argument --k: invalid int value: 'many'"),
     ("half.yaml", b"k: 2.5\n", "argument --k: invalid int value: '2.5'"),
-    ("many.yaml", b"k: [1, 2]\n", "unknown argument 2"),
+    ("many.yaml", b"k: [1, 2]\n", "k takes one value, and has 2"),
+    ("range.yaml", b"temperature: -1\n", "temperature is -1.0"),
+    ("smuggled.yaml", b"label_names: [a, --trust_remote_code]\n", "has a flag among the values of label_names"),
     ("words.yaml", b"loss: mlkd\ntemperatures: [1, x]\n", "argument --temperatures: invalid float value: 'x'"),
     ("maybe.yaml", b"flip: maybe\n", "argument --flip"),
     ("option.yaml", b"loss: kd\nk: 2\n", "takes no option 'k'"),
@@ -155,6 +159,41 @@ def test_bad_recipes(tmp_path, name, content, said):
     with pytest.raises(InputError) as caught:
         parse([*MODELS, "--config", str(path)])
     assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_an_error_about_a_flag_does_not_blame_the_file(tmp_path):
+    recipe = write(tmp_path / "recipe.yaml", {"temperature": 2.0, "k": 3})
+    with pytest.raises(InputError, match=r"^temperature is -1\.0"):
+        parse([*MODELS, "--config", recipe, "--temperature", "-1"])
+
+
+@pytest.mark.parametrize("name", sorted(FLAGS_ONLY))
+def test_what_only_a_flag_may_set(tmp_path, name):
+    """A downloaded recipe.yaml switches on nothing dangerous, and a run does not record it."""
+    path = write(tmp_path / "recipe.yaml", {"student": "small", name: "true"})
+    with pytest.raises(InputError, match=f"recipe.yaml sets {name}, which only a flag may: .* use --{name} "):
+        parse(["--config", path])
+
+
+def test_numbers_that_yaml_takes_for_words_inside_a_mapping(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("lr_scheduler_kwargs: {num_cycles: 5e-1, name: 1e}\nstudent_revision: 12e4567\n")
+    script, args = parse([*MODELS, "--config", str(path)])
+    assert args.lr_scheduler_kwargs == {"num_cycles": 0.5, "name": "1e"} and script.student_revision == "12e4567"
+
+
+def test_paths_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "recipe.yaml", {"student": "~/small", "teacher": ["~/big", "~other"], "dataset": "a~/b"})
+    script, args = parse(["--config=~/recipe.yaml", "--output_dir=~/runs"])
+    assert (script.student, script.teacher) == (f"{tmp_path}/small", [f"{tmp_path}/big", "~other"])
+    assert (script.dataset, args.output_dir) == ("a~/b", f"{tmp_path}/runs")
+
+
+@pytest.mark.parametrize("student", ["runs/foo", "runs/foo/", "./foo//"])
+def test_the_output_folder_is_named_after_the_student(student):
+    assert parse(["--teacher", "big", "--student", student])[1].output_dir == "runs/foo-gdkd"
 
 
 def test_recipe_that_is_a_folder(tmp_path):
@@ -188,9 +227,9 @@ def test_recipe_repeats_the_run(tmp_path, name, flags):
 
 def test_recipe_holds_no_secret_and_no_place(tmp_path):
     flags = ["--hub_token", SECRET, "--push_to_hub", "--hub_model_id", "me/student", "--overwrite"]
+    flags += ["--trust_remote_code", "--report_to", "tensorboard"]
     recipe = run_settings(*parse([*MODELS, *flags, "--output_dir", str(tmp_path / "here")]))
-    assert recipe["hub_model_id"] == "me/student"
-    assert not {"hub_token", "push_to_hub", "output_dir", "overwrite", "resume_from_checkpoint"} & recipe.keys()
+    assert not FLAGS_ONLY & recipe.keys()
     assert SECRET not in str(recipe) and "here" not in str(recipe) and "TOKEN" not in str(recipe)
 
 
@@ -205,9 +244,9 @@ def test_label_free_has_no_cross_entropy():
 @pytest.mark.parametrize("words, said", [
     (["--student", "small", "--loss", "ce"], "--label_free needs a teacher"),
     ([*MODELS, "--label_map", "map.yaml"], "leave --label_map out"),
-    ([*MODELS, "--ce_weight", "0.5"], "--label_free has no cross-entropy, given ce_weight 0.5"),
-    ([*MODELS, "--class_k", "1", "2"], "--class_k goes by the label, and --label_free has none"),
-    ([*MODELS, "--loss", "dkd"], "give --partition top1, or --loss gdkd"),
+    ([*MODELS, "--ce_weight", "0.5"], "--label_free has no cross-entropy, but ce_weight is 0.5"),
+    ([*MODELS, "--class_k", "1", "2"], "--class_k needs labels, and --label_free has none"),
+    ([*MODELS, "--loss", "dkd"], "use --partition top1, or --loss gdkd"),
 ])  # fmt: skip
 def test_label_free_refuses_what_needs_labels(words, said):
     with pytest.raises(InputError, match=said):
@@ -215,10 +254,10 @@ def test_label_free_refuses_what_needs_labels(words, said):
 
 
 @pytest.mark.parametrize("words, said", [
-    (["--train_rows", "0"], "train_rows is 0: give a number of at least 1"),
+    (["--train_rows", "0"], "train_rows is 0: use a number of at least 1"),
     (["--validation_rows", "-3"], "validation_rows is -3"),
     (["--validation_rows", "5", "--eval_split", "test"], "validation_rows and eval_split are two ways"),
-    (["--train_rows", "5", "--streaming", "--max_steps", "9"], "train_rows is 5: cannot be drawn while streaming"),
+    (["--train_rows", "5", "--streaming", "--max_steps", "9"], "train_rows is 5: cannot be combined with --streaming"),
 ])  # fmt: skip
 def test_rows_that_cannot_be_drawn(words, said):
     with pytest.raises(InputError, match=said):

@@ -163,9 +163,9 @@ def test_a_teacher_is_trained_without_one():
     (["--recipe", "qqqq"], "--list_recipes names them all"),
     (["--recipe", "cifar100/vgg13-vgg8", "--loss", "ce"], "recipe cifar100/vgg13-vgg8 distils: choose another loss"),
     (["--recipe", "cifar100/vgg13", "--loss", "kd"], "loss kd needs a teacher"),
-    (["--recipe", "imagenet/any-deit-tiny"], "loss gdkd needs a teacher: give --teacher"),
+    (["--recipe", "imagenet/any-deit-tiny"], "loss gdkd needs a teacher: use --teacher"),
     (["--recipe", "cifar100/vgg13-vgg8"], "teacher runs/cifar100/vgg13 is not there: train it with "
-     "--recipe cifar100/vgg13, or give --teacher."),
+     "--recipe cifar100/vgg13, or use --teacher."),
     (["--recipe", "cifar100/vgg13", "--config", "recipe.yaml"], "--config and --recipe are alternatives: use one"),
     (["--recipe", "cifar100/vgg13", "--crop_scale", "0.5"], "crop_padding and crop_scale are two ways to crop"),
     (["--recipe", "cifar100/vgg13", "--crop_padding", "-1"], "crop_padding is -1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pydoc
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
@@ -13,6 +14,7 @@ from hf_gdkd import GDKDConfig
 from hf_gdkd.errors import InputError
 from hf_gdkd.losses import FEATURE_LOSSES, LOSSES, loss_options
 from hf_gdkd.training.config import LOSS_OPTIONS, LOSS_WEIGHTS
+from hf_gdkd.training.ranges import RANGES
 
 OWN = [
     f for f in dataclasses.fields(GDKDConfig) if f.name not in {g.name for g in dataclasses.fields(TrainingArguments)}
@@ -42,10 +44,24 @@ OWN = [
     ({"loss": "gdkd3", "threshold": 2.0}, "takes no option 'threshold'"),
     ({"loss": "fitnet", "temperature": 2.0}, "takes no option 'temperature': it takes student_layers, teacher_layers"),
     ({"loss": "rkd", "student_layers": ["a"]}, "takes no option 'student_layers'"),
-    ({"ce_weight": -1.0}, "ce_weight is -1.0: give a finite number that is 0 or more"),
+    ({"ce_weight": -1.0}, "ce_weight is -1.0: use a finite number that is 0 or more"),
     ({"kd_weight": -0.1}, "kd_weight is -0.1"),
     ({"kd_weight": math.nan}, "kd_weight is nan"),
     ({"kd_weight": math.inf}, "kd_weight is inf"),
+    ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0: use a whole number of at least 1"),
+    ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size is -1"),
+    ({"seed": -1}, "seed is -1: use a whole number from 0 to 4294967295"),
+    ({"data_seed": 2**32}, "data_seed is 4294967296"),
+    ({"learning_rate": -1.0}, "learning_rate is -1.0: use a finite number that is 0 or more"),
+    ({"learning_rate": math.nan}, "learning_rate is nan"),
+    ({"learning_rate": "1e-3"}, "learning_rate is 1e-3: use a finite number"),
+    ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
+    ({"max_steps": 0}, "max_steps is 0: use -1 for whole epochs, or a whole number of at least 1"),
+    ({"num_train_epochs": 0.0}, "num_train_epochs is 0.0: use a finite number above 0"),
+    ({"dataloader_num_workers": -1}, "dataloader_num_workers is -1"),
+    ({"label_smoothing_factor": 2.0}, "label_smoothing_factor is 2.0: use a number from 0 to 1"),
+    ({"adam_beta1": 1.0}, "adam_beta1 is 1.0: use a number from 0 to below 1"),
+    ({"ema_decay": 1.0}, "ema_decay is 1.0: use a number above 0 and below 1, such as 0.999"),
     ({"class_weights": [1.0, -1.0]}, "class_weights[1] is -1.0"),
     ({"kd_warmup_epochs": -1.0}, "kd_warmup_epochs is -1.0"),
     ({"kd_skip_epochs": -1.0}, "kd_skip_epochs is -1.0"),
@@ -60,6 +76,11 @@ def test_bad_values(options, said):
     with pytest.raises(InputError) as caught:
         GDKDConfig(**options)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_every_range_is_of_an_argument_and_holds_its_default(name):
+    assert hasattr(GDKDConfig(), name)
 
 
 @pytest.mark.parametrize("loss", ["ce", *LOSSES, *FEATURE_LOSSES])
@@ -124,6 +145,12 @@ def test_every_field_has_a_help_text(field):
     text = field.metadata["help"]
     assert (text.endswith(".") and text[0].isupper()) or field.name == "loss"
     assert len(text) > 20 and text % {} == text  # argparse formats it
+
+
+def test_help_of_the_class_explains_every_field():
+    text = pydoc.render_doc(GDKDConfig, renderer=pydoc.plaintext)
+    for field in OWN:
+        assert field.metadata["help"] in text and f"  {field.name} (" in text
 
 
 def test_help_renders():

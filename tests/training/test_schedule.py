@@ -67,9 +67,9 @@ def test_weight_decay(tmp_path, all_weights):
 
 
 @pytest.mark.parametrize("options, said", [
-    ({"lr_decay_epochs": [0.0]}, "lr_decay_epochs has 0.0: give finite numbers above 0"),
-    ({"lr_decay_epochs": [float("nan")]}, "lr_decay_epochs has nan"),
-    ({"lr_decay_rate": 0.0}, "lr_decay_rate is 0.0: give a finite number above 0"),
+    ({"lr_decay_epochs": [0.0]}, "lr_decay_epochs\\[0\\] is 0.0: use a finite number above 0"),
+    ({"lr_decay_epochs": [float("nan")]}, "lr_decay_epochs\\[0\\] is nan"),
+    ({"lr_decay_rate": 0.0}, "lr_decay_rate is 0.0: use a finite number above 0"),
     ({"lr_decay_epochs": [1.0]}, "lr_scheduler_type is linear: add --lr_scheduler_type constant"),
 ])  # fmt: skip
 def test_bad_values(options, said):

@@ -16,7 +16,7 @@ def check_arguments(script: DistillArguments, args: GDKDConfig) -> None:
         InputError: the first that is wrong.
     """
     if script.student is None:
-        raise InputError("no student: give --student (a Hub id, a timm id or a local folder).")
+        raise InputError("no student: use --student (a Hub id, a timm id or a local folder).")
     if script.student_init not in ("pretrained", "random"):
         raise InputError(f"student_init is {script.student_init!r}: choose pretrained or random.")
     if script.on_bad_image not in ("error", "skip"):
@@ -25,7 +25,7 @@ def check_arguments(script: DistillArguments, args: GDKDConfig) -> None:
         _check_streaming(script, args)
     if (script.teacher is None) != (args.loss == "ce"):
         raise InputError(
-            f"loss {args.loss} needs a teacher: give --teacher, or train without one with --loss ce."
+            f"loss {args.loss} needs a teacher: use --teacher, or train without one with --loss ce."
             if script.teacher is None
             else "loss ce takes no teacher: choose a distillation loss, or leave --teacher out."
         )
@@ -33,47 +33,50 @@ def check_arguments(script: DistillArguments, args: GDKDConfig) -> None:
     for name in ("teacher_weights", "teacher_revision", "label_map"):
         given, teachers = getattr(script, name), len(script.teacher or [])
         if given is not None and len(given) != teachers:
-            raise InputError(f"{name} has {len(given)} values for {teachers} teachers: give one for each teacher.")
+            raise InputError(f"{name} has {len(given)} values for {teachers} teachers: set one per teacher.")
     if script.label_free:
         _check_label_free(script, args)
     if script.crop_scale is not None and not 0 < script.crop_scale <= 1:
-        raise InputError(f"crop_scale is {script.crop_scale}: give a number above 0 and at most 1.")
+        raise InputError(f"crop_scale is {script.crop_scale}: use a number above 0 and at most 1.")
     _check_rows(script)
     _check_augmentation(script, args)
 
 
 def _check_rows(script: DistillArguments) -> None:
     if script.validation_rows is not None and script.eval_split is not None:
-        raise InputError("validation_rows and eval_split are two ways to evaluate: give one.")
+        raise InputError("validation_rows and eval_split are two ways to evaluate: use one of them.")
     for name in ("train_rows", "validation_rows"):
         if (value := getattr(script, name)) is not None and (value < 1 or script.streaming):
             what = (
-                "cannot be drawn while streaming: leave one out" if script.streaming else "give a number of at least 1"
+                "cannot be combined with --streaming: leave one out"
+                if script.streaming
+                else "use a number of at least 1"
             )
             raise InputError(f"{name} is {value}: {what}.")
 
 
 def _check_augmentation(script: DistillArguments, args: GDKDConfig) -> None:
     if script.crop_padding and script.crop_scale is not None:
-        raise InputError("crop_padding and crop_scale are two ways to crop: give one (--crop_padding 0 takes it back).")
+        raise InputError(
+            "crop_padding and crop_scale are two ways to crop: use one of them (--crop_padding 0 turns it off)."
+        )
     if script.auto_augment not in (None, *AUTO_AUGMENT):
         raise InputError(f"auto_augment is {script.auto_augment!r}: choose one of {', '.join(AUTO_AUGMENT)}.")
     if not 0 <= script.random_erasing <= 1:
-        raise InputError(f"random_erasing is {script.random_erasing}: give a probability from 0 to 1.")
+        raise InputError(f"random_erasing is {script.random_erasing}: use a probability from 0 to 1.")
     smallest = {"crop_padding": 0, "cutout": 0, "mixup_alpha": 0, "cutmix_alpha": 0, "repeated_augmentation": 1}
     for name, least in smallest.items():
         if (value := getattr(script, name)) < least:
-            raise InputError(f"{name} is {value}: give a number of at least {least}.")
+            raise InputError(f"{name} is {value}: use a number of at least {least}.")
     if script.mixup_alpha + script.cutmix_alpha > 0 and args.loss == "dkd" and args.partition != "top1":
         raise InputError(
-            "mixup and CutMix make soft labels, and dkd sets one label apart, which a mixed image has not: give --loss "
-            "gdkd, or --partition top1."
+            "mixup and CutMix make soft labels, and dkd needs a single label: use --loss gdkd, or --partition top1."
         )
 
 
 def _check_streaming(script: DistillArguments, args: GDKDConfig) -> None:
     if args.max_steps <= 0:
-        raise InputError("--streaming needs --max_steps: how long a stream is shows only at its end.")
+        raise InputError("--streaming needs --max_steps, because the length of a stream is not known.")
     if script.mixup_alpha + script.cutmix_alpha > 0 or script.repeated_augmentation > 1:
         raise InputError(
             "mixup, CutMix and repeated augmentation draw from the whole data set: leave them or --streaming out."
@@ -82,20 +85,20 @@ def _check_streaming(script: DistillArguments, args: GDKDConfig) -> None:
         epochs = getattr(args, name) or 0
         if max(epochs if isinstance(epochs, list) else [epochs]) > 1:
             raise InputError(
-                f"{name} is {epochs}: with --streaming all max_steps are one epoch, so give a share of it."
+                f"{name} is {epochs}: with --streaming all max_steps are one epoch, so use a fraction of it."
             )
 
 
 def _check_label_free(script: DistillArguments, args: GDKDConfig) -> None:
     if script.teacher is None:
-        raise InputError("--label_free needs a teacher: give --teacher and a distillation loss.")
+        raise InputError("--label_free needs a teacher: use --teacher and a distillation loss.")
     if len(script.teacher) > 1:
-        raise InputError("--label_free takes the classes of one teacher: give one --teacher.")
+        raise InputError("--label_free takes the classes of one teacher: name one --teacher.")
     if script.label_map is not None:
         raise InputError("--label_free keeps the teacher's own classes: leave --label_map out.")
     if args.ce_weight > 0:
-        raise InputError(f"--label_free has no cross-entropy, given ce_weight {args.ce_weight}: leave it out.")
+        raise InputError(f"--label_free has no cross-entropy, but ce_weight is {args.ce_weight}: leave it out.")
     if args.loss == "dkd" and args.partition != "top1":
-        raise InputError("dkd sets the label apart, and --label_free has none: give --partition top1, or --loss gdkd.")
+        raise InputError("dkd needs labels, and --label_free has none: use --partition top1, or --loss gdkd.")
     if args.class_k is not None:
-        raise InputError("--class_k goes by the label, and --label_free has none: give --threshold, or one --k.")
+        raise InputError("--class_k needs labels, and --label_free has none: use --threshold, or one --k.")

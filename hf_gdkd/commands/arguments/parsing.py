@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
@@ -27,7 +29,7 @@ class _Parser(HfArgumentParser):
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConfig]:
-    """Arguments from flags, over those of a file of settings (`--config`) or a recipe of the paper's (`--recipe`).
+    """Arguments from flags, which override a settings file (`--config`) or one of the paper's recipes (`--recipe`).
 
     Raises:
         InputError: unknown flags, keys or values.
@@ -37,26 +39,54 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
     for name in SETTINGS_HELP:
         parser.add_argument(f"--{name}")
     parser.set_defaults(**TRAINING_DEFAULTS)
-    argv = list(sys.argv[1:] if argv is None else argv)
-    flags, unknown = parser.parse_known_args(argv)
+    argv = _at_home(sys.argv[1:] if argv is None else argv)
+    flags = parser.parse_known_args(argv)[0]
     if flags.config is not None and flags.recipe is not None:
         raise InputError("--config and --recipe are alternatives: use one of them.")
     if flags.loss_file is not None:
         run_loss_file(flags.loss_file)
-    settings: dict[str, Any] = {}
     if flags.config is not None:
         settings = read_settings(flags.config)
-    elif flags.recipe is not None:
-        settings = recipe_settings(flags.recipe, flags.loss, flags.standardize)
-    if settings:
-        parser.set_defaults(**{key: None for key, value in settings.items() if value is None})
-        argv = as_flags(settings) + argv
-        flags, unknown = parser.parse_known_args(argv)
+        with _naming(flags.config, settings, argv):
+            return _parse(parser, settings, argv)
+    recipe = {} if flags.recipe is None else recipe_settings(flags.recipe, flags.loss, flags.standardize)
+    return _parse(parser, recipe, argv)
+
+
+def _at_home(argv: Sequence[str]) -> list[str]:
+    """The words with ~ as the home folder, also where the shell leaves it alone: `--student=~/model`."""
+    home = os.path.expanduser("~")
+    return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", lambda found: (found[1] or "") + home, word) for word in argv]
+
+
+@contextmanager
+def _naming(path: str, settings: Mapping[str, Any], argv: Sequence[str]) -> Iterator[None]:
+    """Name the settings file in an error about what it sets."""
+    try:
+        yield
+    except InputError as error:
+        flags = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv}
+        words = set(re.findall(r"\w+", str(error)))
+        if words & (settings.keys() - flags):
+            raise InputError(f"{path}: {error}") from error
+        raise
+
+
+def _parse(parser: _Parser, settings: Mapping[str, Any], argv: list[str]) -> tuple[DistillArguments, GDKDConfig]:
+    for key, value in settings.items():
+        more = parser.parse_known_args(as_flags({key: value}))[1]
+        if more:
+            raise InputError(f"{key} takes one value, and has {1 + len(more)}: choose one.")
+    parser.set_defaults(**{key: None for key, value in settings.items() if value is None})
+    argv = _at_home(as_flags(settings)) + argv
+    flags, unknown = parser.parse_known_args(argv)
     if unknown:
         known = [option for option in parser._option_string_actions if "-" not in option[2:]]
         raise InputError(f"unknown argument {unknown[0]}{closest(unknown[0].split('=')[0], known)}")
     if flags.output_dir is None and flags.student is not None:
-        parser.set_defaults(output_dir=os.path.join("runs", f"{os.path.basename(flags.student)}-{flags.loss}"))
+        parser.set_defaults(
+            output_dir=os.path.join("runs", f"{os.path.basename(os.path.normpath(flags.student))}-{flags.loss}")
+        )
     if flags.label_free:
         parser.set_defaults(ce_weight=0.0)
     if flags.streaming:

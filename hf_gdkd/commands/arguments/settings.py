@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,34 +18,48 @@ from ...errors import InputError, first_sentence
 from ...training.config import GDKDConfig
 from .fields import TRAINING_DEFAULTS, DistillArguments
 
-# Not in a recipe: where the run was, and secrets.
-UNRECORDED = (
-    "loss_file",
-    "output_dir",
-    "run_name",
-    "overwrite",
-    "resume_from_checkpoint",
-    "local_rank",
-    "hub_token",
-    "push_to_hub",
+# What only a flag may set, never a file, which may come from elsewhere: code that runs, where files and results go,
+# secrets, and what replaces or continues a run.
+FLAGS_ONLY = frozenset(
+    """
+    loss_file trust_remote_code overwrite output_dir resume_from_checkpoint
+    push_to_hub hub_model_id hub_token hub_private_repo hub_strategy hub_always_push hub_revision
+    report_to project trackio_space_id trackio_bucket_id trackio_static_space_id
+    """.split()
 )
+UNRECORDED = FLAGS_ONLY | {"run_name", "local_rank"}
+_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # YAML 1.1 reads 1e-3 as a word
 
 
 def read_settings(path: str) -> dict[str, Any]:
+    """The settings of a YAML or JSON file, such as a run's recipe.yaml.
+
+    Raises:
+        InputError: the file cannot be read, an unknown name, or one that only a flag may set.
+    """
+    path = os.path.expanduser(path)
     try:
         with open(path, encoding="utf-8") as file:
-            recipe = json.load(file) if path.endswith(".json") else yaml.safe_load(file)
+            settings = json.load(file) if path.endswith(".json") else yaml.safe_load(file)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"recipe {path} cannot be read: {first_sentence(error)}") from error
-    if not isinstance(recipe, dict):
-        raise InputError(f"recipe {path} is no mapping of names to values.")
+        raise InputError(f"{path} cannot be read: {first_sentence(error)}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} is not a mapping from names to values, as the recipe.yaml of a run is.")
     known = [f.name for f in (*fields(DistillArguments), *fields(GDKDConfig)) if f.init]
-    if "loss_file" in recipe:
-        raise InputError(f"recipe {path} sets loss_file, which runs code: use the flag --loss_file instead.")
-    for key in recipe:
+    for key, value in settings.items():
         if key not in known:
-            raise InputError(f"recipe {path} has an unknown key {key!r}{closest(str(key), known)}")
-    return recipe
+            raise InputError(f"{path} has an unknown key {key!r}{closest(str(key), known)}")
+        if key in FLAGS_ONLY:
+            raise InputError(f"{path} sets {key}, which only a flag may: remove it, and use --{key} if you want it.")
+        if any(str(word).startswith("--") for word in (value if isinstance(value, list) else [])):
+            raise InputError(f"{path} has a flag among the values of {key}: remove it.")
+        if isinstance(value, dict):
+            settings[key] = {name: _as_number(inner) for name, inner in value.items()}
+    return settings
+
+
+def _as_number(value: Any) -> Any:
+    return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
 
 
 def closest(name: str, known: Sequence[str]) -> str:
@@ -51,10 +67,10 @@ def closest(name: str, known: Sequence[str]) -> str:
     return f": did you mean {close[0]}?" if close else "; --help all lists the flags."
 
 
-def as_flags(recipe: Mapping[str, Any]) -> list[str]:
-    """A recipe as flags, so that its values are read and checked as theirs are."""
+def as_flags(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as flags, so that their values are read and checked in the same way."""
     flags: list[str] = []
-    for key, value in recipe.items():
+    for key, value in settings.items():
         if isinstance(value, list):
             flags += [f"--{key}", *map(str, value)]
         elif value is not None:
@@ -63,9 +79,9 @@ def as_flags(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def run_settings(script: DistillArguments, args: GDKDConfig) -> dict[str, Any]:
-    """What differs from the libraries' defaults, and the loss: `--config` with it repeats the run."""
+    """The settings of a run that differ from the libraries' defaults, and its loss; `--config` repeats the run."""
     given = asdict(script) | args.to_dict()
-    plain = GDKDConfig(loss=args.loss, use_cpu=args.use_cpu).to_dict()  # without use_cpu it refuses CPU processes
+    plain = GDKDConfig(loss=args.loss, use_cpu=args.use_cpu).to_dict()  # without use_cpu, CPU processes are refused
     default = asdict(DistillArguments()) | plain | {"use_cpu": False}
     always = ("loss", "ce_weight", "kd_weight", *TRAINING_DEFAULTS)
     return {
