@@ -1,4 +1,4 @@
-.PHONY: setup demo test lint bench results results-quick
+.PHONY: setup demo test lint docs bench gpu results results-quick
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +8,7 @@ setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[test,lint]"
+	$(BIN)/python -m pip install --quiet -e ".[test,lint,docs]"
 	touch $@
 
 demo: setup
@@ -42,3 +42,10 @@ results-quick: runs/data/fashion-mnist/about.md
 	rm -rf runs/results-quick
 	$(BIN)/python scripts/compare.py scripts/compare/fashion-mnist.yaml --repeat cnn gdkd \
 		--report RESULTS.md --output_dir runs/results-quick --workers 2
+
+docs: setup
+	$(BIN)/mkdocs build --strict --quiet
+
+# For a machine with a GPU and without the Internet: nothing is installed
+gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) tests/gpu/report.py --output BENCHMARKS.md

@@ -61,14 +61,14 @@ def test_the_wheel_holds_every_file_of_the_packages(dist):
 def test_the_sdist_holds_what_builds_and_tests_the_package(dist):
     with tarfile.open(next(dist.glob("*.tar.gz"))) as archive:
         held = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {"pyproject.toml", "setup.cfg", "LICENSE", "Makefile", "CHANGELOG.md", "tests/conftest.py"} <= held
+    assert {"pyproject.toml", "setup.cfg", "LICENSE", "Makefile", "CHANGELOG.md", "docs", "tests/conftest.py"} <= held
 
 
 def test_a_student_is_trained_from_an_empty_folder(installed, tmp_path):
     where = "import hf_gdkd.scripts.distill as module; print(module.__file__)"
     assert Path(call(installed / "python", "-c", where, cwd=tmp_path).strip()).is_relative_to(installed.parent)
     words = "--student cifar/resnet8 --dataset digits --loss ce --max_steps 2 --use_cpu --eval_strategy no".split()
-    call(installed / "python", "-m", "hf_gdkd.scripts.distill", *words, "--output_dir", "student", cwd=tmp_path)
+    call(installed / "hf-gdkd", "distill", *words, "--output_dir", "student", cwd=tmp_path)
     assert {"README.md", "model.safetensors", "recipe.yaml"} <= {path.name for path in (tmp_path / "student").iterdir()}
 
 

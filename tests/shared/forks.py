@@ -38,10 +38,10 @@ class Forks:
         self.process.terminate()  # the end of its input may not come: what a test forked since holds it open
         self.process.communicate()
 
-    def __call__(self, script, *words, **env):
+    def __call__(self, script, *words, cwd=".", **env):
         """Run distill, evaluate or push; or "python", with the code as the one word. `env` is for this run alone."""
         shutil.rmtree(self.folder / "home", ignore_errors=True)
-        print(json.dumps([script, words, env]), file=self.process.stdin, flush=True)
+        print(json.dumps([script, words, cwd, env]), file=self.process.stdin, flush=True)
         code = int(self.process.stdout.readline())
         out, err, naps = ((self.folder / name).read_text() for name in ("out", "err", "naps"))
         return SimpleNamespace(returncode=code, stdout=out, stderr=err, naps=[float(nap) for nap in naps.split()])
@@ -55,21 +55,23 @@ def serve():
     mains["python"] = lambda words: exec(words[0], {})
     gc.freeze()  # a fork then copies less
     for line in sys.stdin:
-        script, words, env = json.loads(line)
-        fork = get_context("fork").Process(target=in_fork, args=(env, run, partial(mains[script], words)))
+        script, words, cwd, env = json.loads(line)
+        fork = get_context("fork").Process(target=in_fork, args=(cwd, env, run, partial(mains[script], words)))
         fork.start()
         fork.join()
         print(fork.exitcode, flush=True)
 
 
-def in_fork(env, run, main):
-    """Run a main with an output, an environment and a time of its own."""
+def in_fork(cwd, env, run, main):
+    """Run a main with an output, a folder, an environment and a time of its own."""
     signal.alarm(120)
     for number, name in enumerate(("out", "err"), start=1):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.update(env)
     sleep, naps = time.sleep, open("naps", "w", buffering=1)  # noqa: SIM115
     time.sleep = lambda seconds: (print(seconds, file=naps), sleep(min(seconds, 0.01)))
+    os.chdir(cwd)
+    os.chdir(cwd)
     run(main)
 
 
