@@ -1,7 +1,10 @@
 """What every distillation loss is: checked input, named parts, their weighted sum, a reduction."""
 
+import inspect
 import math
+import numbers
 from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +28,20 @@ class DistillationLoss(nn.Module):
     weights: Mapping[str, float]
     """The weight of every part, by name."""
 
+    def __new__(cls, *_: Any, **options: Any) -> Self:
+        loss = super().__new__(cls)
+        object.__setattr__(loss, "_options", options)  # for `extra_repr`; nn.Module is not set up yet
+        return loss
+
     def __init__(self, *, reduction: str = "mean") -> None:
         super().__init__()
         self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
+
+    def extra_repr(self) -> str:
+        """The options, defaults included; those left unset without a default are left out."""
+        defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
+        options = defaults | self._options
+        return ", ".join(f"{name}={options[name]!r}" for name in defaults if options[name] is not None)
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """The unweighted parts of checked logits [..., C], in float32 or float64, the teacher detached."""
@@ -44,7 +58,7 @@ class DistillationLoss(nn.Module):
         Args:
             student_logits: [..., C], before temperature.
             teacher_logits: [..., C], same shape; a constant. Minus infinity is a probability of 0: that class
-            costs nothing (standardization needs finite logits).
+                costs nothing in a forward KL, a group of such classes costs 0, and standardization leaves them out.
             labels: [...] int64, for the losses that need them.
 
         Returns:
@@ -76,13 +90,13 @@ def prepare(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Ten
         raise InputError("logits are a single number: expected shape (..., classes).")
     if student_logits.shape[-1] != teacher_logits.shape[-1]:
         raise InputError(
-            f"teacher has {teacher_logits.shape[-1]} classes, student {student_logits.shape[-1]}: choose "
-            " a teacher fine-tuned on this data set, or match the label spaces first."
+            f"teacher has {teacher_logits.shape[-1]} classes, student {student_logits.shape[-1]}: choose a "
+            "teacher fine-tuned on this data set, or match the label spaces first."
         )
     if student_logits.shape != teacher_logits.shape:
         raise InputError(
             f"teacher logits have shape {tuple(teacher_logits.shape)}, student logits "
-            f"{tuple(student_logits.shape)}: expected the same; give both models the same "
+            f"{tuple(student_logits.shape)}: expected the same shape; pass both models the same "
             "samples, and resize one to the other where they differ in resolution."
         )
     dtype = torch.promote_types(torch.promote_types(student_logits.dtype, teacher_logits.dtype), torch.float32)
@@ -94,6 +108,14 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise InputError(f"{name} is {value!r}: expected one of {', '.join(allowed)}.")
     return value
+
+
+def whole(name: str, value: Any, smallest: int = 1) -> int:
+    """`value` as an int when it is a whole number, at least `smallest`, of any type (5.0, NumPy's); else InputError."""
+    fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and value % 1 == 0 and value >= smallest
+    if not fits:
+        raise InputError(f"{name} is {value}: expected a whole number of at least {smallest}.")
+    return int(value)
 
 
 def positive(name: str, value: float) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from . import partition as partitions
-from .base import DistillationLoss, one_of, positive, weight
+from .base import DistillationLoss, one_of, positive, weight, whole
 from .levels import two_level_terms
 from .relational import correlation, to_samples
 
@@ -72,10 +72,11 @@ class GDKDLoss(DistillationLoss):
         self.kl = one_of("kl", kl, ("forward", "reverse", "both"))
         self.strategy = one_of("strategy", strategy, ("best", "worst"))
         self.standardize = one_of("standardize", standardize, self.standardizations)
-        self.k, self.threshold, self.class_k, self._warned = k, threshold, class_k, False
-        for one in ([] if k is None else [k]) + list(class_k or []):
-            if not isinstance(one, int) or one < self.smallest_k:
-                raise InputError(f"k is {one}: expected a whole number of at least {self.smallest_k}.")
+        self.k = None if k is None else whole("k", k, self.smallest_k)
+        self.threshold, self._warned = threshold, False
+        by_class = None if class_k is None else torch.tensor([whole("k", one, self.smallest_k) for one in class_k])
+        self.register_buffer("class_k", by_class, persistent=False)
+        self._largest_class_k = None if class_k is None else max(by_class.tolist(), default=0)
         if threshold is not None and positive("threshold", threshold) <= 1:
             raise InputError(f"threshold is {threshold}: expected a number above 1, how far a class must stand out.")
         if class_k is not None and (k, threshold) != (None, None):
@@ -97,7 +98,7 @@ class GDKDLoss(DistillationLoss):
         largest = self.legal_k(teacher.shape[-1])
         if self.class_k is not None:
             (label,) = partitions.target(labels, teacher)
-            k = torch.tensor(self.class_k, device=teacher.device)[label.squeeze(-1)]
+            k = self.class_k.to(teacher.device)[label.squeeze(-1)]
         elif self.threshold is not None:
             k = partitions.adaptive_k(teacher / self.temperature, self.threshold).clamp(max=largest)
         else:
@@ -107,7 +108,7 @@ class GDKDLoss(DistillationLoss):
     def legal_k(self, num_classes: int) -> int:
         """The size of the largest top group: k, or for an unset k the default, shrunk to at most C-1."""
         if self.class_k is not None:
-            return max(self.class_k)
+            return self._largest_class_k
         return self.k or (num_classes - 1 if self.threshold is not None else min(DEFAULT_K, num_classes - 1))
 
     def check_num_classes(self, num_classes: int) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
-from .base import DistillationLoss, positive, weight
+from .base import DistillationLoss, positive, weight, whole
 
 
 class Features(NamedTuple):
@@ -192,7 +192,7 @@ class CRDLoss(FeatureLoss):
     def __init__(self, *, temperature: float = 0.07, embedding_size: int = 128, reduction: str = "mean") -> None:
         super().__init__(reduction=reduction)
         self.temperature = positive("temperature", temperature)
-        self.embedding_size = int(positive("embedding_size", embedding_size))
+        self.embedding_size = whole("embedding_size", embedding_size)
         self.weights = {"crd": 1.0}
 
     def build(self, student: Features, teacher: Features) -> None:

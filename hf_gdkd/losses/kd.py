@@ -47,7 +47,8 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 def standardized(logits: Tensor, excluded: Tensor | None = None, *, correction: int = 1) -> Tensor:
     """(z - mean) / (1e-7 + std) over the last dimension.
 
-    Beware of constant logits, such as those of a head that starts at zero: the gradient is then up to 1e7.
+    Minus infinity takes no part and stays. Beware of constant logits, such as those of a head that starts at zero: the
+    gradient is then up to 1e7.
 
     Args:
         logits: [..., C].
@@ -57,10 +58,10 @@ def standardized(logits: Tensor, excluded: Tensor | None = None, *, correction: 
     Reference:
         Sun et al., "Logit Standardization in Knowledge Distillation", arXiv 2403.01993.
     """
-    if excluded is None:
-        excluded = torch.zeros_like(logits, dtype=torch.bool)
+    masked = torch.isneginf(logits)
+    excluded = masked if excluded is None else excluded | masked
     n = (~excluded).sum(-1, keepdim=True, dtype=logits.dtype)
-    mean = logits.masked_fill(excluded, 0).sum(-1, keepdim=True) / n
+    mean = logits.masked_fill(excluded, 0).sum(-1, keepdim=True) / n.clamp(min=1)
     centred = (logits - mean).masked_fill(excluded, 0)
-    std = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / (n - correction).sqrt()
-    return centred / (1e-7 + std)
+    std = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / (n - correction).clamp(min=1).sqrt()
+    return (centred / (1e-7 + std)).masked_fill(masked, -torch.inf)

@@ -33,7 +33,7 @@ def decoupled_kl(
     Args:
         student_logits: [..., C] float, before temperature.
         teacher_logits: [..., C], same shape; treated as constant. Minus infinity is a probability of 0; a
-            group needs one class that is finite.
+            group without a finite class has a mass and a low-level term of 0.
         groups: G-1 index tensors [..., n_g], mutually exclusive; group G is every other class.
         temperature: T > 0.
         kl: inside the groups, "forward" KL(teacher || student), "reverse" KL(student || teacher), or the mean
@@ -87,13 +87,14 @@ class _Inside(NamedTuple):
     """A distribution inside a group: softmax(logits), with their logsumexp kept beside them."""
 
     logits: Tensor  # [..., n], or [..., C] with the classes of other groups at minus infinity
-    log_sum: Tensor  # [..., 1]
+    log_sum: Tensor  # [..., 1]; minus infinity where no class of the group is finite
 
     def kl(self, other: "_Inside") -> Tensor:
-        """KL(self || other), [...]. A term whose own probability is 0 is 0."""
-        p = (self.logits - self.log_sum).exp()
+        """KL(self || other), [...]. A term whose own probability is 0 is 0, and a KL with an empty group."""
+        empty = torch.isneginf(self.log_sum) | torch.isneginf(other.log_sum)
+        p = (self.logits - self.log_sum.masked_fill(empty, math.inf)).exp()
         gap = torch.where(p > 0, self.logits - other.logits, 0)
-        return (p * gap).sum(-1) - (self.log_sum - other.log_sum).squeeze(-1)
+        return (p * gap).sum(-1) - (self.log_sum - other.log_sum).masked_fill(empty, 0).squeeze(-1)
 
 
 def _inside(logits: Tensor) -> _Inside:
@@ -142,12 +143,23 @@ class _Split(torch.autograd.Function):
     A gather and a scatter, but with one pass for the gradient where autograd would take four.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(index)
+    def forward(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         return logits.gather(-1, index), logits.scatter(-1, index, -math.inf)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, gathered: Tensor, rest: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         return rest.scatter(-1, index, gathered), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, Tensor]:
+        (index,) = ctx.saved_tensors
+        return tangent.gather(-1, index), tangent.scatter(-1, index, 0)

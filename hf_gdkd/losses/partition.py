@@ -87,12 +87,13 @@ def target(labels: Tensor | None, logits: Tensor) -> Groups:
 
     Raises:
         InputError: labels are missing, of the wrong shape or dtype, or out of range. The range is read only
-            on the CPU, where that is free; elsewhere PyTorch's own device assertion stops the run.
+            on the CPU, where that is free, and outside of vmap and compiled code; elsewhere PyTorch's own device
+            assertion stops the run.
     """
     num_classes = logits.shape[-1]
     if labels is None:
         raise InputError(
-            'labels are missing: give one a sample, or choose a partition that needs none (dkd: partition="top1").'
+            'labels are missing: pass one per sample, or choose a partition that needs none (dkd: partition="top1").'
         )
     if labels.shape == logits.shape and labels.is_floating_point():
         raise InputError(
@@ -104,7 +105,8 @@ def target(labels: Tensor | None, logits: Tensor) -> Groups:
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}: expected class indices of shape "
             f"{tuple(logits.shape[:-1])}."
         )
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+    batched = torch._C._functorch.is_batchedtensor(labels)  # by vmap: its numbers cannot be read
+    if labels.device.type == "cpu" and not batched and not torch.compiler.is_compiling():
         wrong = labels[(labels < 0) | (labels >= num_classes)]
         if wrong.numel():
             raise InputError(
@@ -131,7 +133,7 @@ def check_groups(groups: Sequence[Tensor], num_classes: int) -> None:
     It reads the indices: on an accelerator this waits for the device.
     """
     if not groups or any(group.shape[-1] == 0 for group in groups):
-        raise InputError("a group of classes is empty: give every group at least one class.")
+        raise InputError("a group of classes is empty: every group needs at least one class.")
     index = torch.cat([g.expand(*torch.broadcast_shapes(*(h.shape[:-1] for h in groups)), -1) for g in groups], -1)
     if index.shape[-1] >= num_classes:
         raise InputError(

@@ -1,12 +1,17 @@
 """What the losses accept, refuse, and how they say it."""
 
+import copy
+import inspect
+import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
 from hf_gdkd.errors import InputError
 from hf_gdkd.losses import (
+    FEATURE_LOSSES,
     LOSSES,
     DistillationLoss,
     KDLoss,
@@ -146,6 +151,39 @@ def test_none_means_unset_and_options_come_from_the_signature():
         "standardize",
     )
     assert loss_options("dist") == ("temperature", "beta", "gamma")
+
+
+@pytest.mark.parametrize("five", [5.0, np.int64(5), np.float32(5), np.uint8(5)], ids=repr)
+def test_whole_numbers_of_any_type_are_taken(five):
+    loss = build_loss("gdkd", k=five)
+    assert loss.k == 5 and type(loss.k) is int
+    assert build_loss("gdkd", class_k=np.full(6, five)).class_k.tolist() == [5] * 6
+    assert build_loss("crd", embedding_size=five).embedding_size == 5
+
+
+@pytest.mark.parametrize("bad", [2.5, "5", float("nan"), float("inf"), np.float64(0), True])
+def test_what_is_not_a_whole_number_is_refused(bad):
+    with pytest.raises(InputError, match="expected a whole number of at least 1"):
+        build_loss("gdkd", k=bad)
+
+
+def test_class_k_moves_with_the_loss_and_is_in_no_state_dict():
+    loss = build_loss("gdkd", class_k=[1, 2, 3, 1, 2, 3])
+    assert "class_k" in dict(loss.named_buffers()) and not loss.state_dict()
+    assert loss.to("meta").class_k.device.type == "meta"
+
+
+@pytest.mark.parametrize("name", LOSSES | FEATURE_LOSSES)
+def test_repr_shows_every_option(name):
+    """Defaults too, and what the user set; of the same loss it says the same after a copy."""
+    shown = repr(build_loss(name))
+    signature = inspect.signature(type(build_loss(name))).parameters.values()
+    for parameter in signature:
+        assert (f"{parameter.name}={parameter.default!r}" in shown) == (parameter.default is not None)
+    if name.startswith("gdkd"):
+        loss = build_loss(name, k=3, w2=8.0)
+        assert "k=3, " in repr(loss) and "w2=8.0" in repr(loss) and repr(copy.deepcopy(loss)) == repr(loss)
+        assert repr(pickle.loads(pickle.dumps(loss))) == repr(loss)
 
 
 def test_register_loss(monkeypatch):

@@ -1,0 +1,75 @@
+"""A teacher that gives some classes a logit of minus infinity: no loss is NaN, and an empty group costs 0."""
+
+import math
+
+import pytest
+import torch
+
+from hf_gdkd.losses import build_loss, decoupled_kl
+from hf_gdkd.losses.kd import standardized
+from hf_gdkd.losses.partition import top_k
+
+CLASSES = 9
+LOSSES = [
+    ("kd", {}),
+    ("kd", {"standardize": "global"}),
+    ("dkd", {}),
+    ("dkd", {"partition": "top1", "standardize": "global"}),
+    ("dist", {}),
+    ("mlkd", {"standardize": "global"}),
+    ("gdkd3", {"k": 4}),
+    ("gdkd3", {"k": 4, "standardize": "global"}),
+    *(("gdkd", {"k": 4, "standardize": one}) for one in ("none", "global", "both", "other")),
+    ("gdkd", {"k": 4, "strategy": "worst"}),
+    ("gdkd", {"threshold": 1.5}),
+    ("gdkd", {"threshold": 1.2, "k": 3, "standardize": "both"}),
+    ("gdkd", {"class_k": [4] * CLASSES}),
+    ("gdkd", {"k": 4, "coupled": True, "gamma": 1.0}),
+]
+
+
+def sample(finite):
+    """Logits of a student and of a teacher with so many finite classes, and labels."""
+    g = torch.Generator().manual_seed(finite)
+    student, teacher = torch.randn(2, 6, CLASSES, generator=g, dtype=torch.float64)
+    for row in range(6):
+        teacher[row, torch.randperm(CLASSES, generator=g)[finite:]] = -math.inf
+    return student.requires_grad_(), teacher, torch.randint(CLASSES, (6,), generator=g)
+
+
+@pytest.mark.parametrize("finite", range(1, 6))
+@pytest.mark.parametrize("name, options", LOSSES, ids=str)
+def test_no_loss_is_nan_however_few_classes_are_finite(name, options, finite):
+    student, teacher, labels = sample(finite)
+    value = build_loss(name, **options)(student, teacher, labels)
+    (gradient,) = torch.autograd.grad(value, student)
+    assert value.isfinite() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("kl", ["forward", "reverse", "both"])
+@pytest.mark.parametrize("by", [{"k": 4}, {"class_k": [4] * CLASSES}], ids=str)
+def test_a_group_without_a_finite_class_costs_0(kl, by):
+    """With exactly k finite classes the rest is empty: its term is 0, and the two others are the limit's."""
+    student, teacher, labels = sample(4)
+    parts = build_loss("gdkd", kl=kl, **by).parts(student, teacher, labels)
+    limit = build_loss("gdkd", kl=kl, **by).parts(student, teacher.clamp(min=-1e5), labels)
+    assert torch.equal(parts["low_other"], torch.zeros(6, dtype=torch.float64))
+    for name in ("high", "low_top"):
+        torch.testing.assert_close(parts[name], limit[name])
+    (gradient,) = torch.autograd.grad(sum(part.sum() for part in parts.values()), student)
+    assert gradient.isfinite().all()
+
+
+def test_chain_rule_with_an_empty_group():
+    student, teacher, _ = sample(4)
+    terms = decoupled_kl(student, teacher, top_k(teacher, 4))
+    assert terms.mass[:, 1].eq(0).all()
+    kd = build_loss("kd", reduction="none")(student, teacher)
+    torch.testing.assert_close(terms.high + (terms.mass * terms.low).sum(-1), kd)
+
+
+def test_standardization_is_that_of_the_finite_classes():
+    logits = torch.tensor([[1.0, -math.inf, 3.0, 8.0], [-math.inf, 2.0, -math.inf, -math.inf]])
+    got = standardized(logits)
+    torch.testing.assert_close(got[0, [0, 2, 3]], standardized(logits[0, [0, 2, 3]]))
+    assert got[1, 1] == 0 and torch.equal(got.isneginf(), logits.isneginf())
