@@ -40,8 +40,10 @@ def training_data(
     )
     if script.streaming:
         process = {"process_index": args.process_index, "num_processes": args.world_size}
-        skip = script.on_bad_image == "skip"
-        return AugmentedStream(data.train, transform, seed=args.seed, skip_bad_images=skip, **process)
+        options = {"skip_bad_images": script.on_bad_image == "skip"}
+        if script.shuffle_buffer is not None:
+            options["shuffle_buffer"] = script.shuffle_buffer
+        return AugmentedStream(data.train, transform, seed=args.seed, **options, **process)
     mix = None
     if script.mixup_alpha + script.cutmix_alpha > 0:
         alphas = {"mixup_alpha": script.mixup_alpha, "cutmix_alpha": script.cutmix_alpha}

@@ -1,30 +1,51 @@
-"""The columns of a data set that hold its images and its labels, and the labels as classes."""
+"""The columns of a data set that hold its images and its labels, the images as images and the labels as classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
 
-from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, Value
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, Image, IterableDataset, Value
 
 from ..errors import InputError
+from .image_folder import image_suffixes
+
+logger = logging.getLogger(__name__)
+
+Rows = Dataset | IterableDataset
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
+IMAGE_TYPES = "an image column holds encoded files as bytes, {bytes, path} with them, or paths of image files"
 
 
 def find_columns(
-    name: str, rows: Dataset, image: str | None, label: str | None, require_labels: bool
+    name: str, rows: Rows, image: str | None, label: str | None, require_labels: bool
 ) -> tuple[str, str | None]:
     """The columns that hold images and labels (None: no labels)."""
     features = rows.features or {}
     listed = ", ".join(f"{column} ({kind_of(feature)})" for column, feature in features.items())
-    images = [column for column, feature in features.items() if isinstance(feature, Image)]
-    if image is None:
-        image = next((c for c in IMAGE_COLUMNS if c in images), images[0] if len(images) == 1 else None)
-    if image not in images:
+    if image is not None and image not in features:
         raise InputError(
-            f"data set {name} has no image column {f'{image} ' if image else ''}among its columns {listed}: "
-            "give --image_column."
+            f"data set {name} has no image column {image} among its columns {listed}: choose another --image_column."
+        )
+    if image is None:
+        images = [column for column, feature in features.items() if isinstance(feature, Image)]
+        images = images or [column for column in features if _can_hold_images(rows, column)]
+        image = next((c for c in IMAGE_COLUMNS if c in images), images[0] if len(images) == 1 else None)
+        if image is None:
+            several = f"several image columns ({', '.join(images)})" if images else "no image column"
+            raise InputError(
+                f"data set {name} has {several} among its columns {listed}: use --image_column ({IMAGE_TYPES})."
+            )
+    if not _can_hold_images(rows, image):
+        raise InputError(
+            f"data set {name} has an image column {image} of type {kind_of(features[image])}{_example(rows, image)}: "
+            f"{IMAGE_TYPES}. Choose another --image_column, or convert it."
         )
     classes = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
     if label is None:
@@ -32,58 +53,123 @@ def find_columns(
     if label not in features and (label is not None or require_labels):
         raise InputError(
             f"data set {name} has no label column {f'{label} ' if label else ''}among its columns {listed}: "
-            "give --label_column."
+            "use --label_column."
         )
     return image, label
 
 
 def kind_of(feature: object) -> str:
+    if isinstance(feature, Mapping):
+        return f"{{{', '.join(feature)}}}"
     return feature.dtype if isinstance(feature, Value) else type(feature).__name__
 
 
-def image_and_label(rows: Dataset | IterableDataset, image: str, label: str | None) -> Dataset | IterableDataset:
+def _can_hold_images(rows: Rows, column: str) -> bool:
+    """Whether a column is of images, or can be cast to images: bytes, {bytes, path}, or text that looks like paths."""
+    feature = rows.features[column]
+    if isinstance(feature, Value) and "string" in feature.dtype:
+        return os.path.splitext(_first(rows, column) or "")[1].lower() in image_suffixes()
+    if isinstance(feature, Mapping):
+        return {"bytes", "path"} >= set(feature) and "binary" in kind_of(feature.get("bytes"))
+    return isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype)
+
+
+def _first(rows: Rows, column: str) -> object:
+    """The first value of a column that is not empty, of the first hundred rows."""
+    values = (row[column] for row in rows.select_columns(column).take(100))
+    return next((value for value in values if value), None)
+
+
+def _example(rows: Rows, column: str) -> str:
+    first = _first(rows, column) if kind_of(rows.features[column]) == "string" else None
+    return f" (such as {first[:30]!r})" if first else ""
+
+
+def image_and_label(name: str, rows: Rows, image: str, label: str | None, folder: str | None = None) -> Rows:
+    """The two columns as `image`, of type Image (undecoded in a stream), and `labels`.
+
+    Paths of images may be relative to `folder`.
+
+    Raises:
+        InputError: the first path leads to no file.
+    """
+    if kind_of(rows.features[image]).endswith("string"):
+        rows = _absolute_paths(name, rows, image, folder)
+    kind = Image(decode=isinstance(rows, Dataset))
+    if rows.features[image] != kind:
+        rows = rows.cast_column(image, kind)
     rows = rows.select_columns([image] if label is None else [image, label])
     names = {image: "image"} if label is None else {image: "image", label: "labels"}
     return rows.rename_columns({old: new for old, new in names.items() if old != new})
 
 
-def encode_labels(name: str, splits: DatasetDict) -> DatasetDict:
+def _absolute_paths(name: str, rows: Rows, column: str, folder: str | None) -> Rows:
+    first = str(_first(rows, column))
+    if "://" in first or os.path.isfile(first):
+        return rows
+    if folder is None or not os.path.isfile(os.path.join(folder, first)) or isinstance(rows, IterableDataset):
+        raise InputError(
+            f"data set {name} has paths of images in the column {column}, and {first!r} is no file"
+            f"{f' in {folder}' if folder else ''}: use absolute paths"
+            f"{', or paths relative to the folder, without --streaming' if folder else ''}."
+        )
+    paths = [path and os.path.join(folder, path) for path in rows[column][:]]
+    return rows.remove_columns(column).add_column(column, paths)
+
+
+def encode_labels(name: str, splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
     """Labels that are text or whole numbers become classes: the values of all splits together, sorted."""
     feature = next(iter(splits.values())).features["labels"]
     if isinstance(feature, ClassLabel):
-        return splits
+        return dict(splits)
     dtype = feature.dtype if isinstance(feature, Value) else ""
     if "string" not in dtype and "int" not in dtype and dtype != "bool":
         raise InputError(
             f"data set {name} has labels of type {kind_of(feature)}, expected one class, text or whole number an "
-            "image: give --label_column."
+            "image: use --label_column."
         )
-    values = set()
-    for split, rows in splits.items():
-        labels = rows["labels"][:]
-        _check_rows(name, split, labels, [v is None or ("int" in dtype and v < 0) for v in labels], "no classes")
-        values |= set(labels)
-    values = sorted(values)
-    classes, index = ClassLabel(names=[str(v) for v in values]), {v: i for i, v in enumerate(values)}
-    return DatasetDict(
-        {
-            split: rows.remove_columns("labels").add_column(
-                "labels", [index[v] for v in rows["labels"]], feature=classes
-            )
-            for split, rows in splits.items()
-        }
-    )
+    labels = {split: _labels(rows) for split, rows in splits.items()}
+    for split, column in labels.items():
+        bad = pc.less(column, 0).fill_null(True) if "int" in dtype else pc.is_null(column)
+        _check_rows(name, split, column, bad, "no classes")
+    values = sorted({value for column in labels.values() for value in pc.unique(column).to_pylist()})
+    classes = ClassLabel(names=[str(value) for value in values])
+    indices = {split: pc.index_in(column, pa.array(values, column.type)) for split, column in labels.items()}
+    return {
+        split: rows.remove_columns("labels").add_column("labels", indices[split].to_numpy(), feature=classes)
+        for split, rows in splits.items()
+    }
 
 
 def check_labels(name: str, split: str, rows: Dataset, num_labels: int) -> None:
-    labels = rows.select_columns("labels").with_format("arrow")[:]["labels"].to_pylist()
-    bad = [v is None or not 0 <= v < num_labels for v in labels]
-    _check_rows(name, split, labels, bad, f"outside 0 to {num_labels - 1}")
+    """Refuse labels that are missing or are no class."""
+    labels = _labels(rows)
+    outside = pc.or_(pc.less(labels, 0), pc.greater_equal(labels, num_labels))
+    _check_rows(name, split, labels, outside.fill_null(True), f"outside 0 to {num_labels - 1}")
 
 
-def _check_rows(name: str, split: str, labels: Sequence[object], bad: Sequence[bool], what: str) -> None:
-    if any(bad):
+def _labels(rows: Dataset) -> pa.ChunkedArray:
+    return rows.select_columns("labels").with_format("arrow")[:]["labels"]
+
+
+def _check_rows(name: str, split: str, labels: pa.ChunkedArray, bad: pa.ChunkedArray, what: str) -> None:
+    if count := pc.sum(bad).as_py():
+        first = pc.index(bad, True).as_py()
         raise InputError(
-            f"data set {name}, split {split}: {sum(bad)} labels are {what}, the first {labels[bad.index(True)]} "
-            f"in row {bad.index(True)}: choose a labelled split or mend the labels."
+            f"data set {name}, split {split}: {count} labels are {what}, the first {labels[first]} in row {first}: "
+            "choose a labelled split or correct the labels."
+        )
+
+
+def warn_of_similar_names(name: str, label_names: Sequence[str]) -> None:
+    """Warn of classes whose names differ in case or white space alone, which are often one class misspelt."""
+    alike: dict[str, list[str]] = {}
+    for label in label_names:
+        key = " ".join(unicodedata.normalize("NFKC", label).casefold().replace("_", " ").split())
+        alike.setdefault(key, []).append(label)
+    if groups := [labels for labels in alike.values() if len(labels) > 1]:
+        shown = "; ".join(", ".join(map(repr, labels)) for labels in groups[:5])
+        logger.warning(
+            f"Data set {name} has classes whose names differ in case or white space alone ({shown}): they are trained "
+            "as different classes."
         )

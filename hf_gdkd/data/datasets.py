@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from .augment import Mix
-from .decoding import Opened
+from .decoding import Opened, row_index
+from .selection import ROW
 from .views import TrainTransform
 
 
@@ -21,18 +22,30 @@ def draw_seed(*numbers: int) -> int:
 
 
 class Augmented(Dataset):
-    """Rows of a data set through a random transform whose random numbers depend on seed, epoch and row alone.
+    """Rows of a data set through a random transform: a view depends on seed, original row and view number alone.
 
-    So a sample is augmented alike in any process, worker and micro-batch, and after a resumption. GDKDTrainer calls
-    `set_epoch`.
+    So a sample is augmented alike in any process, worker and micro-batch, after a resumption, and whatever other rows
+    are selected. The original row is the number in the column `sample_id`, or the position where there is none; the
+    view number is the epoch, or with `repeats` counts on: epoch * repeats + repetition. GDKDTrainer calls `set_epoch`.
 
     Args:
         rows: samples with `image` and, if labelled, `labels`.
         transform: what makes pixels of them.
         seed: of all random numbers.
         mix: mixes each sample with another, drawn at random from the whole data set; None: not at all.
-        repeats: how often an image stands in an epoch, augmented anew each time; the epoch stays as long, and other
-            images are left out of it (repeated augmentation: Hoffer et al., arXiv 1901.09335).
+        repeats: how often an image occurs in an epoch, with another augmentation each time; the epoch stays as long,
+            and other images are left out of it (repeated augmentation: Hoffer et al., arXiv 1901.09335). Index
+            i + len(data) is the second view of image i, and so on.
+
+    Example:
+        >>> from PIL import Image
+        >>> from transformers import ViTImageProcessor
+        >>> from hf_gdkd.data import Augmented, TrainTransform, View
+        >>> rows = [{"image": Image.new("RGB", (20, 30)), "labels": i} for i in range(3)]
+        >>> view = View(ViTImageProcessor(size={"height": 8, "width": 8}))
+        >>> data = Augmented(rows, TrainTransform(view), seed=0)
+        >>> data[-1]["pixel_values"].shape, data[-1]["labels"], data[-1]["sample_id"]
+        (torch.Size([3, 8, 8]), 2, 2)
     """
 
     def __init__(
@@ -52,7 +65,15 @@ class Augmented(Dataset):
         """The order of an epoch where images are repeated; None: the trainer's own."""
         return _Repeated(self) if self.repeats > 1 else None
 
+    def __iter__(self) -> Iterator[dict[str, object]]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> dict[str, object]:
+        """A sample; negative indices count from the end of the rows.
+
+        Raises:
+            IndexError: no such row.
+        """
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, object]]:
@@ -63,10 +84,13 @@ class Augmented(Dataset):
 
     def _draw(self, index: int) -> dict[str, object]:
         """The sample with its random crop, before any view is made of it."""
-        repeat, row = divmod(index, len(self.rows))
-        torch.random.default_generator.manual_seed(draw_seed(self.seed, int(self._epoch), row, repeat))
+        rows = len(self.rows)
+        repeat, row = divmod(row_index(index, rows) if index < 0 else row_index(index, rows * self.repeats), rows)
         stored = self.rows[row]
-        sample = {key: stored[key] for key in ("image", "labels") if key in stored} | {"sample_id": row}
+        number = stored.get(ROW, row)
+        view = int(self._epoch) * self.repeats + repeat
+        torch.random.default_generator.manual_seed(draw_seed(self.seed, number, view))
+        sample = {key: stored[key] for key in ("image", "labels") if key in stored} | {ROW: number}
         crops = [self.transform.crop(sample["image"])]
         if self.mix is None:
             return sample | {"image": crops[0]}
@@ -77,7 +101,7 @@ class Augmented(Dataset):
 
 
 class _Repeated(Sampler):
-    """Each drawn row `repeats` times in a row, with another index, and so another augmentation, each time."""
+    """Each drawn row `repeats` times one after the other, by another index and so with another augmentation."""
 
     def __init__(self, data: Augmented) -> None:
         self.data = data
@@ -102,7 +126,15 @@ class Viewed(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __iter__(self) -> Iterator[dict[str, object]]:
+        return (self[row] for row in range(len(self)))
+
     def __getitem__(self, row: int) -> dict[str, object]:
+        """A sample; negative indices count from the end.
+
+        Raises:
+            IndexError: no such row.
+        """
         return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: Sequence[int]) -> list[dict[str, object]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import operator
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,26 +12,76 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 from datasets import Dataset, Image
+from datasets.utils.file_utils import is_local_path
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
+from PIL import ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from ..errors import InputError, first_sentence
+from .selection import ROW
+
+logger = logging.getLogger(__name__)
 
 CHECKED_ROWS = 20_000  # images decoded before training, unless bad ones are skipped: then it is all of them
 
 KEPT_BYTES = 256 * 2**20  # of decoded images that stay in memory
+KEPT_OVERHEAD = 2048  # of Python and Pillow, for each image
+
+WHITES = {"i": [2**bits - 1 for bits in (8, 12, 16, 24, 31)], "f": [1, 255, 65535]}
+ELONGATED = 16  # sides of an image: above this ratio, a view that crops gets the middle alone
 
 
 class ImageError(InputError):
     """An image that cannot be read."""
 
 
-def to_rgb(image: PILImage.Image) -> PILImage.Image:
-    """The image as RGB: colours under transparency stay what they are, 16-bit grey is scaled (Pillow clips it)."""
-    if image.mode.startswith("I"):
-        image = PILImage.fromarray(((np.asarray(image, np.int64) + 128) // 257).clip(0, 255).astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
+def to_rgb(image: PILImage.Image, what: str = "image") -> PILImage.Image:
+    """The image as RGB of 8 bits; colours under transparency stay what they are.
+
+    Grey values of more than 8 bits are scaled so that white is the smallest of 255, 4095, 65535, 2**24 - 1 and
+    2**31 - 1 (whole numbers) or of 1, 255 and 65535 (floats) that no value exceeds; where that is not the full range
+    of 16 bits, a warning says so, once.
+
+    Raises:
+        ImageError: values below 0, above 65535 (floats) or not finite.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode[0] in "IF":
+        image = _to_8_bits(image, what)
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: PILImage.Image, what: str) -> PILImage.Image:
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    whites = WHITES["f" if image.mode == "F" else "i"]
+    if not (low >= 0 and high <= whites[-1]):  # nor NaN
+        raise ImageError(
+            f"{what} has values from {low:g} to {high:g}, expected {'0 to 1, 0 to 255 or' if image.mode == 'F' else ''}"
+            f" 0 to {whites[-1]}: scale the images to 8 bits."
+        )
+    white = next(white for white in whites if high <= white)
+    if white != 65535:
+        kind = "floats" if image.mode == "F" else f"{16 if ';16' in image.mode else 32}-bit values"
+        _warn_once(f"white {image.mode} {white}", f"{what} has {kind} up to {high:g}: white is taken to be {white}.")
+    return PILImage.fromarray(np.rint(values.astype(np.float64) * (255 / white)).astype(np.uint8))
+
+
+def _decode(stored: Mapping[str, Any], what: str) -> PILImage.Image:
+    """As `datasets.Image` does, turned upright, and with an eye on colours of 16 bits, which Pillow cuts to 8."""
+    data, path = stored["bytes"], stored["path"]
+    if data is None and (path is None or not is_local_path(path)):
+        return Image().decode_example(stored)
+    image = PILImage.open(path if data is None else io.BytesIO(data))
+    sixteen_bits = ";16" in str(image.tile)
+    image.load()  # and close the file
+    if sixteen_bits and len(image.getbands()) > 1 and max(high for _, high in image.getextrema()[:3]) < 16:
+        raise ImageError(
+            f"{what} has colours of 16 bits with no value above 4095, which come out black: scale the images to 8 bits."
+        )
+    turned = image.getexif().get(PILImage.ExifTags.Base.Orientation) is not None
+    return ImageOps.exif_transpose(image) if turned else image
 
 
 def open_image(stored: PILImage.Image | Mapping | None, what: str = "image") -> PILImage.Image:
@@ -36,26 +89,45 @@ def open_image(stored: PILImage.Image | Mapping | None, what: str = "image") -> 
 
     Args:
         stored: {"bytes", "path"}, or an image that is decoded already.
-        what: how the error names it, such as "image in row 3".
+        what: how errors and warnings name it, such as "image in row 3".
 
     Raises:
-        ImageError: it is missing, empty, cut off, no image, or so large that Pillow takes it for an attack.
+        ImageError: it is missing, empty, cut off, no image, or so large that Pillow takes it for an attack; its values
+            are in no known range.
     """
+    path = stored["path"] if isinstance(stored, Mapping) else None
+    what = f"{what} ({path})" if path else what
     try:
-        return to_rgb(Image().decode_example(stored) if isinstance(stored, Mapping) else stored)
+        image = to_rgb(_decode(stored, what) if isinstance(stored, Mapping) else stored, what)
     except (ConnectionError, TimeoutError):
         raise  # says nothing about the image
+    except ImageError:
+        raise
     except Exception as error:  # whatever a decoder stumbles on
-        path = stored["path"] if isinstance(stored, Mapping) else None
         reason = "it is in no image format" if isinstance(error, UnidentifiedImageError) else first_sentence(error)[:-1]
         raise ImageError(
-            f"{what}{f' ({path})' if path else ''} cannot be read ({'it is missing' if stored is None else reason}): "
+            f"{what} cannot be read ({'it is missing' if stored is None else reason}): "
             "remove or replace it, or leave out all such images with --on_bad_image skip."
         ) from error
+    if max(image.size) > ELONGATED * min(image.size):
+        size = f"{image.width} x {image.height}"
+        _warn_once("elongated", f"{what} has {size} pixels: a model that crops images sees only the middle of it.")
+    return image
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(kind: str, text: str) -> None:
+    if kind not in _warned:
+        _warned.add(kind)
+        logger.warning(f"{text} (Said once, for the first such image.)")
 
 
 class Opened(Sequence):
     """The rows of a data set, each with its `image` opened; an image that cannot be read is an error with its row.
+
+    The row is the number in the column `sample_id`, if there is one: where it stands in the data set on disk.
 
     Images so small that a whole data set of them takes at most KEPT_BYTES stay open: to read and decode them in every
     epoch anew costs more than to train a small model on them.
@@ -71,13 +143,26 @@ class Opened(Sequence):
         return len(self.rows)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
+        row = row_index(row, len(self))
         if row in self._kept:
             return dict(self._kept[row])
         sample = self.rows[row]
-        sample = {**sample, "image": open_image(sample["image"], f"image in row {row}")}
-        if 3 * sample["image"].width * sample["image"].height * len(self) <= KEPT_BYTES:
+        sample = {**sample, "image": open_image(sample["image"], f"image in row {sample.get(ROW, row)}")}
+        pixels = sample["image"].width * sample["image"].height
+        if (3 * pixels + KEPT_OVERHEAD) * len(self) <= KEPT_BYTES:
             self._kept[row] = dict(sample)
         return sample
+
+
+def row_index(index: int, rows: int) -> int:
+    """The index of a row from 0 on; negative ones count from the end.
+
+    Raises:
+        IndexError: there is no such row.
+    """
+    if not -rows <= (index := operator.index(index)) < rows:
+        raise IndexError(f"row {index} of {rows}")
+    return index % rows
 
 
 def check_images(rows: Dataset, what: str, *, skip: bool = False) -> tuple[Dataset, int]:
@@ -95,8 +180,9 @@ def check_images(rows: Dataset, what: str, *, skip: bool = False) -> tuple[Datas
     stored = rows.cast_column("image", Image(decode=False))
 
     def problem(row: int) -> ImageError | None:
+        sample = stored[row]
         try:
-            open_image(stored[row]["image"], f"{what}image in row {row}")
+            open_image(sample["image"], f"{what}image in row {sample.get(ROW, row)}")
         except ImageError as error:
             return error
 
@@ -117,5 +203,5 @@ def check_images(rows: Dataset, what: str, *, skip: bool = False) -> tuple[Datas
     if not bad:
         return rows, 0
     if len(bad) == len(rows):
-        raise InputError(f"{what}not one of {len(rows)} images can be read: check the files.")
-    return rows.select(sorted(set(range(len(rows))) - set(bad))), len(bad)
+        raise InputError(f"{what}none of its {len(rows)} images can be read: check the files.")
+    return rows.select(np.delete(np.arange(len(rows)), bad)), len(bad)

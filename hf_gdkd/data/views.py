@@ -13,7 +13,7 @@ from transformers import BaseImageProcessor
 from transformers.image_processing_backends import TorchvisionBackend
 
 from ..errors import InputError
-from .decoding import to_rgb
+from .decoding import ELONGATED, to_rgb
 
 
 class View:
@@ -52,7 +52,17 @@ class View:
 
     def exact(self, images: Sequence[PILImage.Image]) -> Tensor:
         """Pixel values (N, 3, H, W) of the image processor run alone."""
+        if any(max(image.size) > ELONGATED * min(image.size) for image in images) and self._crops():
+            images = [_middle(image) for image in images]
         return self.processor(list(images), return_tensors="pt")["pixel_values"].float()
+
+    def _crops(self) -> bool:
+        """Whether the processor cuts the middle out of a long image, and does not squeeze it into a square."""
+        image = PILImage.new("RGB", (1536, 512))
+        image.paste((255, 255, 255), (512, 0, 1024, 512))
+        pixels = self.processor([image], return_tensors="pt")["pixel_values"]
+        row = pixels[0, 0, pixels.shape[2] // 2]
+        return bool((row[len(row) // 8] - row[len(row) // 2]).abs() < 0.1 * (row.max() - row.min()).clamp(min=0.1))
 
     def squash(self, crops: Sequence[PILImage.Image]) -> Tensor:
         """Pixel values (N, 3, H, W) of crops that are resized to the input size, whatever their shape."""
@@ -83,6 +93,18 @@ class View:
         return self.std / other.std, (self.mean - other.mean) / other.std
 
 
+def _middle(image: PILImage.Image) -> PILImage.Image:
+    """The middle of a long image, which is all that a crop of its short side shows: resizing all takes gigabytes."""
+    short = min(image.size)
+    width, height = (min(side, ELONGATED * short) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _unchanged(crop: PILImage.Image) -> PILImage.Image:
+    return crop
+
+
 class TrainTransform:
     """One random crop and flip a sample, then the student's view of it and those of teachers that differ.
 
@@ -104,7 +126,7 @@ class TrainTransform:
         crop_scale: float = 0.08,
         crop_padding: int = 0,
         flip: bool = True,
-        augment: Callable[[PILImage.Image], PILImage.Image] = lambda crop: crop,
+        augment: Callable[[PILImage.Image], PILImage.Image] = _unchanged,
     ) -> None:
         self.views = {"pixel_values": student, **(teachers or {})}
         self.scale, self.padding, self.flip, self.augment = (crop_scale, 1.0), crop_padding, flip, augment

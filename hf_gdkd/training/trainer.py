@@ -276,6 +276,9 @@ class _Epochs(TrainerCallback):
         self.generator.manual_seed(args.seed + epoch)
         if hasattr(self.rows, "set_epoch"):
             self.rows.set_epoch(epoch)
+        if hasattr(self.rows, "skip_batches"):  # a stream, whose steps are all one epoch
+            past = 0 if args.ignore_data_skip else state.global_step * args.gradient_accumulation_steps
+            self.rows.skip_batches(past)
 
 
 def _sum_over_samples(term: Tensor, size: int) -> Tensor:

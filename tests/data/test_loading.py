@@ -89,7 +89,7 @@ def test_imagefolder_with_two_splits(tmp_path):
     data = load_data(imagefolder(tmp_path, train={"cat": 3, "dog": 2}, test={"cat": 1, "dog": 1}))
     assert (len(data.train), len(data.eval), data.eval_split) == (5, 2, "test")
     assert data.label_names == ["cat", "dog"] and data.flip
-    assert data.train.column_names == ["image", "labels"]
+    assert data.train.column_names == ["image", "labels", "sample_id"]
     assert data.train[0]["image"].size == (24, 20)
 
 
@@ -144,7 +144,7 @@ def test_unlabelled_folder(tmp_path):
     for i in range(10):
         picture(i).save(tmp_path / f"{i}.png")
     data = load_data(str(tmp_path))
-    assert data.label_names is None and data.train.column_names == ["image"]
+    assert data.label_names is None and data.train.column_names == ["image", "sample_id"]
     assert (len(data.train), len(data.eval)) == (9, 1)
 
 
@@ -156,7 +156,7 @@ def test_parquet_with_other_column_names(tmp_path):
     data = load_data(folder)
     assert data.label_names == ["x", "y"] and data.train["labels"][:] == [1, 0]
     assert load_data(folder, label_column="coarse_label").label_names == ["z"]
-    assert load_data(folder, image_column="img").train.column_names == ["image", "labels"]
+    assert load_data(folder, image_column="img").train.column_names == ["image", "labels", "sample_id"]
 
 
 def test_text_labels_are_encoded_over_all_splits(tmp_path):
@@ -198,7 +198,7 @@ def test_two_image_columns(tmp_path):
     rows = {"left": [picture(0)] * 10, "right": [picture(1)] * 10}
     folder = parquet(tmp_path / "d", {"left": Image(), "right": Image()}, train=rows)
     refusal(lambda: load_data(folder), "left (Image), right (Image)", "--image_column")
-    assert load_data(folder, image_column="right").train.column_names == ["image"]
+    assert load_data(folder, image_column="right").train.column_names == ["image", "sample_id"]
 
 
 @pytest.mark.parametrize("feature", [ClassLabel(names=["a", "b"]), Value("int64")], ids=["ClassLabel", "int64"])

@@ -227,4 +227,4 @@ def test_bad_images_are_counted_once(tmp_path, workers, capsys):
 
 def test_not_one_image_can_be_read(tmp_path):
     rows = load_data(parquet(tmp_path / "data", bad=range(ROWS)), streaming=True).train
-    refusal(lambda: next(iter(AugmentedStream(rows, labels_alone, seed=0, skip_bad_images=True))), "not one of the 23")
+    refusal(lambda: next(iter(AugmentedStream(rows, labels_alone, seed=0, skip_bad_images=True))), "none of the 23")

@@ -201,7 +201,7 @@ GATE = (
     "the repository is gated: accept its terms at https://huggingface.co/{}, and log in with `hf auth login`, or set "
 )
 REVISION = "it has no revision 'v9': use a branch, tag or commit"
-SCRIPT = "it is a script, which could run any code: give --dataset_revision refs/convert/parquet"
+SCRIPT = "it is a script, which could run any code: use --dataset_revision refs/convert/parquet"
 
 
 BAD_INPUT = {
@@ -222,14 +222,14 @@ BAD_INPUT = {
     "script": (with_data("tester/script"), SCRIPT),
     "card without YAML": (
         with_data("tester/no-yaml"),
-        "the metadata in its README.md is no YAML: give a --dataset_rev",
+        "the metadata in its README.md is not YAML: use a --dataset_rev",
     ),
     "card with odd keys": (with_data("tester/odd-keys"), "Expected a dict or a list"),
     "path in student": (
         with_student("org/name/sub"),
         "there is no folder org/name/sub: use an existing folder, or an id on the",
     ),
-    "path in data": (with_data("org/name/sub"), "no folder org/name/sub: give an existing folder of images, an id on"),
+    "path in data": (with_data("org/name/sub"), "there is no folder org/name/sub: use an existing folder of images, an id"),
     "path in repository": (with_push("me/student/v2"), "that is not a valid id on the Hub: use organization/name"),
     "no id": (with_student("a b/c"), "that is not a valid id on the Hub: use organization/name"),
     "repository of others": (with_push("other/student"), "the token has no access to it (403)"),

@@ -23,6 +23,9 @@ def check_arguments(script: DistillArguments, args: GDKDConfig) -> None:
         raise InputError(f"on_bad_image is {script.on_bad_image!r}: choose error or skip.")
     if script.streaming:
         _check_streaming(script, args)
+    if script.shuffle_buffer is not None and (script.shuffle_buffer < 1 or not script.streaming):
+        what = "use a number of at least 1" if script.streaming else "it is for --streaming alone, so leave it out"
+        raise InputError(f"shuffle_buffer is {script.shuffle_buffer}: {what}.")
     if (script.teacher is None) != (args.loss == "ce"):
         raise InputError(
             f"loss {args.loss} needs a teacher: use --teacher, or train without one with --loss ce."

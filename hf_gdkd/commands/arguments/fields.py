@@ -53,11 +53,12 @@ class DataArguments:
     dataset_revision: str | None = _field(None, "Branch, tag or commit of the data set.")
     train_split: str = _field("train", "Split to train on.")
     eval_split: str | None = _field(None, "Split to evaluate on; unset: validation, valid, val or test.")
-    train_rows: int | None = _field(None, "Train on a random subset of this many rows; unset: on all.")
-    validation_rows: int | None = _field(None, "Evaluate on this many rows held out of the training split.")
+    train_rows: int | None = _field(None, "Train on a random subset of this many rows, drawn by --seed; unset: on all.")
+    validation_rows: int | None = _field(None, "Evaluate on this many rows of the training split, always the same.")
     image_column: str | None = _field(None, "Column of the images; unset: found by its type.")
     label_column: str | None = _field(None, "Column of the labels; unset: found by name and type.")
     streaming: bool = _field(False, "Download images while training; needs --max_steps.")
+    shuffle_buffer: int | None = _field(None, "Images that a stream holds to shuffle them; unset: 10,000.")
     on_bad_image: str = _field("error", "An unreadable image: error (default), or skip, to leave it out.")
 
 
