@@ -229,7 +229,10 @@ BAD_INPUT = {
         with_student("org/name/sub"),
         "there is no folder org/name/sub: use an existing folder, or an id on the",
     ),
-    "path in data": (with_data("org/name/sub"), "there is no folder org/name/sub: use an existing folder of images, an id"),
+    "path in data": (
+        with_data("org/name/sub"),
+        "there is no folder org/name/sub: use an existing folder of images, an id",
+    ),
     "path in repository": (with_push("me/student/v2"), "that is not a valid id on the Hub: use organization/name"),
     "no id": (with_student("a b/c"), "that is not a valid id on the Hub: use organization/name"),
     "repository of others": (with_push("other/student"), "the token has no access to it (403)"),
