@@ -112,7 +112,7 @@ def _levels(
 ) -> tuple[Tensor, list[_Inside]]:
     """Log-masses of the groups [..., G], and the distribution inside each."""
     index = torch.cat(tuple(groups), -1)
-    gathered, rest = _Split.apply(logits / temperature, index)
+    gathered, rest = _split(logits / temperature, index)
     inside = [_inside(top) for top in (*gathered.split([group.shape[-1] for group in groups], -1), rest)]
     between = torch.cat([group.log_sum for group in inside], -1).log_softmax(-1)
     if standardize in ("both", "other"):
@@ -137,11 +137,15 @@ def _masked_levels(logits: Tensor, top: Tensor, temperature: float, standardize:
     return between, inside
 
 
-class _Split(torch.autograd.Function):
-    """Logits [..., C] -> those at `index` [..., n], and all with those at minus infinity [..., C].
+def _split(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [..., C] -> those at `index` [..., n], and all with those at minus infinity [..., C]."""
+    if torch.compiler.is_compiling():  # the compiler fuses the passes of the gradient itself
+        return logits.gather(-1, index), logits.scatter(-1, index, -math.inf)
+    return _Split.apply(logits, index)
 
-    A gather and a scatter, but with one pass for the gradient where autograd would take four.
-    """
+
+class _Split(torch.autograd.Function):
+    """`_split`: a gather and a scatter, but with one pass for the gradient where autograd would take four."""
 
     generate_vmap_rule = True
 
