@@ -64,7 +64,7 @@ def train(folder: Path, model: str, loss: str, epochs: str) -> dict[str, object]
     arguments = ["--student", str(HERE / model), "--loss", loss, "--num_train_epochs", epochs, *source]
     metrics = distill.main([*arguments, *SETTINGS.split(), "--output_dir", str(output)])
     against = [] if output == teacher else ["--teacher", str(teacher)]
-    measured = evaluate.main(["--model", str(output), "--dataset", "digits", *against])[str(output)]
+    measured = evaluate.main(["--model", str(output), "--dataset", "digits", *against])["model"]
     return {"model": model, "loss": loss, "folder": output, "ms_per_step": metrics["ms_per_step"], **measured}
 
 

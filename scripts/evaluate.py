@@ -1,10 +1,11 @@
 """Measure a model on a data set, beside its teacher and a baseline.
 
-    python scripts/evaluate.py --model runs/student --dataset digits --teacher runs/digits-teacher
+    python scripts/evaluate.py --model runs/student --teacher runs/digits-teacher
 
+The data are those that the model held out in its training, as its recipe.yaml says, unless the flags say otherwise.
 Prints and writes (`--output`, by default evaluation.json in the model's folder) top-1, top-5, negative log-likelihood
-in nats, expected calibration error, parameters, FLOPs and images a second of every model, and the agreement of model
-and baseline with the teacher.
+in nats, expected calibration error, parameters, FLOPs and images per second of every model, and the agreement of model
+and baseline with the teacher. Under torchrun the processes share the rows.
 """
 
 from __future__ import annotations
@@ -15,52 +16,97 @@ if __name__ == "__main__":  # before the imports that take seconds
     show_help("evaluate")
 
 import json
+import logging
+import os
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import PartialState
 
-from hf_gdkd.commands.arguments.parsers import evaluate_parser
+from hf_gdkd.commands.evaluated_data import has_seen, parse_evaluation, trained_with
 from hf_gdkd.commands.running import quiet, run
 from hf_gdkd.data.loading import load_data
+from hf_gdkd.errors import InputError
 from hf_gdkd.evaluation.measurement import measure_teacher
 from hf_gdkd.evaluation.metrics import agreement
+from hf_gdkd.models.class_matching import load_label_map
+from hf_gdkd.models.heads import class_names
+from hf_gdkd.models.loading import pin_revision
 from hf_gdkd.training.teacher import Teacher
 
+logger = logging.getLogger(__name__)
 
-def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
-    """Measure; returns what the JSON holds: the numbers by model."""
-    options = evaluate_parser().parse_args(argv)
+
+def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Measure; returns what the JSON holds: by role (model, teacher, baseline) its name, revision and numbers."""
+    options, wanted = parse_evaluation(argv)
+    output, state = writable(options), PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
     quiet()
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-    asked = {name: getattr(options, name) for name in ("image_column", "label_column", "on_bad_image")}
-    if options.split is not None:
-        asked |= {"train_split": options.split, "eval_split": options.split}
-    data = load_data(options.dataset, revision=options.dataset_revision, require_labels=True, **asked)
-    results, logits = {}, {}
-    named = {
-        options.model: options.revision,
-        options.teacher: options.teacher_revision,
-        options.baseline: options.baseline_revision,
-    }
-    named.pop(None, None)
-    for name, revision in named.items():
-        model = Teacher.load(name, revision=revision)
-        model.match(data.label_names, model.view, data_name=data.name)
-        logits[name], results[name] = measure_teacher(model, data.eval, batch_size=options.batch_size, device=device)
-    for name in (options.model, options.baseline):
-        if options.teacher is not None and name not in (None, options.teacher):
-            results[name]["agreement"] = agreement(logits[name], logits[options.teacher])
-
-    for name, numbers in results.items():
-        print(f"{name} on {data.name} ({data.eval_split}, {len(data.eval)} images)")
-        print("".join(f"  {key:20} {value:.6g}\n" for key, value in numbers.items()), end="")
-    folder = Path(options.model) if Path(options.model).is_dir() else Path()
-    output = Path(options.output or folder / "evaluation.json")
-    output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(f"written to {output}")
+    data = load_data(wanted.dataset, **wanted.data_options())
+    results, logits, done = {}, {}, {}
+    for role in ("model", "teacher", "baseline"):
+        if (name := getattr(options, role)) is None:
+            continue
+        revision = pin_revision(name, getattr(options, "revision" if role == "model" else f"{role}_revision"))
+        if (name, revision) not in done:
+            if has_seen(trained_with(name, revision), wanted):
+                logger.warning("%s was trained on some of these rows: it does better on them than on others.", name)
+            model = Teacher.load(name, revision=revision, trust_remote_code=wanted.trust_remote_code)
+            data.label_names = data.label_names or class_names(model.model)
+            match(model, role, data.label_names, wanted.label_map, data.name)
+            device = options.device or state.device
+            done[name, revision] = measure_teacher(model, data.eval, batch_size=options.batch_size, device=device)
+        logits[role], numbers = done[name, revision]
+        results[role] = {"name": name, "revision": revision, **numbers}
+    for role in ("model", "baseline"):
+        if role in results and "teacher" in results:
+            results[role]["agreement"] = agreement(logits[role], logits["teacher"])
+    if state.is_main_process:
+        for role, numbers in results.items():
+            print(f"{role} {numbers['name']} on {data.name} ({data.eval_split}, {len(data.eval)} images)")
+            shown = {key: value for key, value in numbers.items() if key not in ("name", "revision")}
+            print("".join(f"  {key:20} {'-' if x is None else format(x, '.6g')}\n" for key, x in shown.items()), end="")
+        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        print(f"written to {output}")
     return results
+
+
+def writable(options: Namespace) -> Path:
+    """The file to write, which is checked before anything is measured; so is the device.
+
+    Raises:
+        InputError: its folder does not exist or cannot be written to, or there is no such device.
+    """
+    output = Path(
+        options.output or (Path(options.model) if Path(options.model).is_dir() else Path()) / "evaluation.json"
+    )
+    if not output.parent.is_dir():
+        raise InputError(f"output {output} is in a folder that does not exist: create {output.parent}, or use another.")
+    if output.is_dir() or not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise InputError(f"output {output} cannot be written: use --output with another file.")
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {options.device} is not there: use cpu, cuda, or a GPU such as cuda:0.") from error
+    return output
+
+
+def match(model: Teacher, role: str, label_names: Sequence[str], label_map: str | None, data_name: str) -> None:
+    """Match a model's classes to the data set's; the label map is for the teacher, and for others that need it.
+
+    Raises:
+        InputError: they do not match.
+    """
+    if role != "teacher":
+        try:
+            return model.match(label_names, model.view, data_name=data_name)
+        except InputError:
+            if label_map is None:
+                raise
+    model.match(label_names, model.view, label_map and load_label_map(label_map), data_name=data_name)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,22 @@ Only the standard library is imported, because `--help` is made from this module
 from __future__ import annotations
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
 
 from ...errors import InputError
+from .fields import DistillArguments
+
+# The flags of `distill` that `evaluate` has too.
+EVALUATION_FLAGS = (
+    *("dataset", "dataset_config", "dataset_revision", "train_split", "eval_split", "validation_rows"),
+    *("image_column", "label_column", "on_bad_image", "label_map", "label_free", "trust_remote_code"),
+)
+EVALUATION_HELP = {
+    "train_split": "Split that validation_rows are held out of.",
+    "label_free": "Read no labels: measure the agreement with the teacher alone.",
+}
 
 
 class Parser(ArgumentParser):
@@ -32,22 +44,29 @@ def help_format(prog: str) -> RawDescriptionHelpFormatter:
     return RawDescriptionHelpFormatter(prog, max_help_position=34, width=100)
 
 
+def _truth(word: str) -> bool:
+    if word.lower() not in ("true", "false"):
+        raise ValueError
+    return word.lower() == "true"
+
+
 def evaluate_parser() -> Parser:
     """What `hf-gdkd evaluate` takes."""
-    parser = Parser("evaluate", "--model runs/student --dataset digits --teacher runs/digits-teacher")
+    parser = Parser("evaluate", "--model runs/student --teacher runs/digits-teacher")
     models = parser.add_argument_group("Models")
     models.add_argument("--model", required=True, help="Hub id, short name, timm id or local folder.")
     models.add_argument("--teacher", help="Model to agree with.")
     models.add_argument("--baseline", help="Model to compare with, such as the same student without a teacher.")
     for role in ("", "teacher_", "baseline_"):
         models.add_argument(f"--{role}revision", help="Branch, tag or commit on the Hub.")
-    data = parser.add_argument_group("Data")
-    data.add_argument("--dataset", required=True, help="Hub id, local folder, or digits.")
-    data.add_argument("--dataset_revision", help="Branch, tag or commit on the Hub.")
-    data.add_argument("--split", help="Unset: validation, valid, val or test.")
-    data.add_argument("--image_column", help="Unset: found by its type.")
-    data.add_argument("--label_column", help="Unset: found by name and type.")
-    data.add_argument("--on_bad_image", choices=("error", "skip"), default="error", help="Skip leaves it out.")
+    unset = "Unset, each is what the model was trained with (its recipe.yaml), on the rows held out then."
+    data = parser.add_argument_group("Data", unset)
+    for flag in (f for f in fields(DistillArguments) if f.name in EVALUATION_FLAGS):
+        names = [f"--{flag.name}", *(["--split"] if flag.name == "eval_split" else [])]
+        kind = {"type": int} if "int" in flag.type else {}
+        if flag.type == "bool":
+            kind = {"type": _truth, "nargs": "?", "const": True, "metavar": "true,false"}
+        data.add_argument(*names, default=None, help=EVALUATION_HELP.get(flag.name, flag.metadata["help"]), **kind)
     work = parser.add_argument_group("Measurement")
     work.add_argument("--batch_size", type=int, default=64, help="Images per batch (default: 64).")
     work.add_argument("--device", help="Unset: the GPU if there is one, else cpu.")

@@ -1,0 +1,105 @@
+"""Which rows a model is evaluated on: those that its training held out, unless the flags say otherwise."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from ..errors import InputError, first_sentence
+from ..hub_client import HUB_ERRORS, hub_reason
+from ..models.names import is_cifar_network, resolve_name
+from ..training.run_files import SETTINGS_FILE, read_run_settings
+from .arguments.fields import DistillArguments
+from .arguments.parsers import EVALUATION_FLAGS, evaluate_parser
+from .arguments.settings import as_flags
+
+logger = logging.getLogger(__name__)
+
+
+def parse_evaluation(argv: Sequence[str] | None = None) -> tuple[Namespace, DistillArguments]:
+    """Parse the flags of `hf-gdkd evaluate`: its own options, and the data to evaluate on.
+
+    Data flags that are not used have the values of the model's training, if that was on the same data set.
+
+    Raises:
+        InputError: no data set, or flags that do not go together.
+    """
+    parser, argv = evaluate_parser(), list(sys.argv[1:] if argv is None else argv)
+    options = parser.parse_args(argv)
+    trained = trained_with(options.model, options.revision)
+    if trained is not None and (options.dataset is None or _is_same(options.dataset, trained)):
+        kept = {name: trained.get(name) for name in EVALUATION_FLAGS if name != "trust_remote_code"}
+        kept |= {"dataset": _dataset_of(trained), "label_map": _label_map_of(trained, options.teacher)}
+        for name, other in (("eval_split", "validation_rows"), ("validation_rows", "eval_split")):
+            if getattr(options, name) is not None:
+                kept[other] = None
+        options = parser.parse_args([*as_flags(kept), *argv])
+    if options.dataset is None:
+        raise InputError(f"model {options.model} has no {SETTINGS_FILE} that names its data set: use --dataset.")
+    told = {name: value for name in EVALUATION_FLAGS if (value := getattr(options, name)) is not None}
+    data = DistillArguments(**told)
+    if data.validation_rows is not None and data.eval_split is not None:
+        raise InputError("validation_rows and eval_split are alternatives: use one of them.")
+    for name in ("validation_rows", "batch_size"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise InputError(f"{name} is {value}: use a number of at least 1.")
+    for role in ("teacher", "baseline"):
+        if getattr(options, role) is None and getattr(options, f"{role}_revision") is not None:
+            raise InputError(f"{role}_revision is of no model: use --{role}, or leave it out.")
+    if data.label_free and options.teacher is None:
+        raise InputError(
+            "without labels only the agreement with a teacher can be measured: use --teacher, or --label_free false "
+            "if the data set has labels."
+        )
+    return options, data
+
+
+def trained_with(name: str, revision: str | None) -> dict[str, Any] | None:
+    """Read the settings that a model was trained with, from its folder or its repository; None if there are none."""
+    path = resolve_name(name)
+    try:
+        if not Path(path).is_dir():
+            if is_cifar_network(path):
+                return None
+            path = str(Path(hf_hub_download(path, SETTINGS_FILE, revision=revision)).parent)
+        settings = read_run_settings(path)
+    except (*HUB_ERRORS, yaml.YAMLError) as error:
+        if not isinstance(error, EntryNotFoundError) or isinstance(error, LocalEntryNotFoundError):
+            reason = hub_reason(error, name) or first_sentence(error)
+            logger.warning("The settings that %s was trained with (%s) are not known: %s", name, SETTINGS_FILE, reason)
+        return None
+    return settings if isinstance(settings, dict) else None
+
+
+def has_seen(trained: dict[str, Any] | None, data: DistillArguments) -> bool:
+    """Whether a model with these settings was trained on the rows to evaluate on, or on some of them."""
+    if trained is None or not _is_same(data.dataset, trained):
+        return False
+    split = trained.get("train_split", "train")
+    if data.validation_rows is None:
+        return data.eval_split == split
+    return data.train_split == split and trained.get("validation_rows") != data.validation_rows
+
+
+def _dataset_of(trained: dict[str, Any]) -> str:
+    return trained.get("dataset", DistillArguments.dataset)
+
+
+def _is_same(dataset: str, trained: dict[str, Any]) -> bool:
+    """Whether a data set is that of the training; a folder may have been moved since, so its name decides."""
+    name = _dataset_of(trained)
+    return dataset == name or (Path(dataset).is_dir() and Path(dataset).resolve().name == Path(name).name)
+
+
+def _label_map_of(trained: dict[str, Any], teacher: str | None) -> str | None:
+    """The label map of one of the teachers of the training."""
+    maps, teachers = trained.get("label_map") or [], trained.get("teacher") or []
+    return dict(zip(teachers, maps, strict=False)).get(teacher)

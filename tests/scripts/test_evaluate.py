@@ -1,0 +1,94 @@
+"""evaluate.py: every role by itself, what is checked before anything is measured, and processes that share the rows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+from hf_gdkd.errors import InputError
+from hf_gdkd.scripts import evaluate
+from hf_gdkd.training.teacher import Teacher
+
+ROOT = Path(__file__).parents[2]
+
+
+def save(folder, seed, names=tuple("0123456789")):
+    config = AutoConfig.from_pretrained(ROOT / "scripts/demo/cnn", num_labels=len(names))
+    config.id2label = dict(enumerate(names))
+    torch.manual_seed(seed)
+    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    AutoImageProcessor.from_pretrained(ROOT / "scripts/demo/cnn").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def student(folder):
+    """Trained on digits, with 100 rows held out."""
+    save(folder / "student", 0)
+    Path("student/recipe.yaml").write_text("dataset: digits\nvalidation_rows: 100\nseed: 5\n")
+    return "student"
+
+
+def test_two_revisions_of_one_model_are_two_models(folder, student, monkeypatch):
+    other, load = save(folder / "other", 1), Teacher.load
+    monkeypatch.setattr(evaluate, "pin_revision", lambda name, revision: revision)
+    monkeypatch.setattr(
+        Teacher, "load", lambda name, revision=None, **rest: load(other if revision == "old" else name, **rest)
+    )
+    found = evaluate.main(["--model", student, "--baseline", student, "--baseline_revision", "old"])
+    assert [found[role]["revision"] for role in ("model", "baseline")] == [None, "old"]
+    assert found["model"]["name"] == found["baseline"]["name"] and found["model"]["nll"] != found["baseline"]["nll"]
+    assert json.loads(Path("student/evaluation.json").read_text()) == found
+
+
+def test_the_rows_that_were_held_out(student, capsys):
+    evaluate.main(["--model", student])
+    assert "model student on digits (train (100 rows held out), 100 images)" in capsys.readouterr().out
+
+
+def test_without_labels(student):
+    found = evaluate.main(["--model", student, "--teacher", student, "--label_free"])
+    assert found["model"]["agreement"] == 1.0 and "top1" not in found["model"]
+    assert found["model"].keys() >= {"parameters", "flops", "images_per_second"}
+
+
+def test_a_label_map_is_for_the_models_that_need_it(folder, student):
+    names = "zero one two three four five six seven eight nine".split()
+    Path("map.json").write_text(json.dumps({str(i): name for i, name in enumerate(names)}))
+    found = evaluate.main(["--model", student, "--teacher", save(folder / "t", 0, names), "--label_map", "map.json"])
+    assert found["model"]["agreement"] == 1.0 and found["teacher"]["top1"] == found["model"]["top1"]
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--output", "nothing/it.json"], "output nothing/it.json is in a folder that does not exist: create nothing"),
+    (["--output", "."], "output . cannot be written"),
+    (["--device", "gpu"], "device gpu is not there: use cpu, cuda"),
+])  # fmt: skip
+def test_what_is_checked_before_anything_is_measured(student, monkeypatch, words, says):
+    monkeypatch.setattr(evaluate, "load_data", None)
+    with pytest.raises(InputError, match=says):
+        evaluate.main(["--model", student, *words])
+
+
+def test_two_processes_find_what_one_finds(student):
+    one = evaluate.main(["--model", student, "--teacher", student, "--device", "cpu"])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    words = [str(ROOT / "scripts/evaluate.py"), "--model", student, "--teacher", student, "--output", "two.json"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*launch, *words], env=env, text=True, capture_output=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads(Path("two.json").read_text())
+    for role, numbers in one.items():
+        assert two[role] | {"images_per_second": 0} == numbers | {"images_per_second": 0}
+    assert done.stdout.count("written to") == 1
