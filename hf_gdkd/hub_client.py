@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from huggingface_hub import constants, get_session, set_client_factory
+from huggingface_hub import constants, get_session, get_token, set_client_factory
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -68,7 +68,9 @@ def retried(call: Callable[[], Result]) -> Result:
     return call()
 
 
-def hub_reason(error: Exception, name: str, *, revision: str | None = None, kind: str = "model") -> str | None:
+def hub_reason(
+    error: Exception, name: str, *, revision: str | None = None, kind: str = "model", token: str | None = None
+) -> str | None:
     """Explain a failure at the Hub and what to do about it, in one sentence; None for any other failure.
 
     Args:
@@ -76,6 +78,7 @@ def hub_reason(error: Exception, name: str, *, revision: str | None = None, kind
         name: id of the repository.
         revision: the requested revision.
         kind: "model" or "data set" for a download, or "upload".
+        token: the token that was used, if it is not the stored one.
     """
     url = f"https://huggingface.co/{'datasets/' if kind == 'data set' else ''}{name}"
     log_in = "log in with `hf auth login`, or set HF_TOKEN to a token"
@@ -88,16 +91,20 @@ def hub_reason(error: Exception, name: str, *, revision: str | None = None, kind
         if isinstance(cause, RepositoryNotFoundError):
             return f"the Hub has no repository of that name, or it is private: check {url}, or {log_in}."
         if isinstance(cause, HFValidationError):
-            return "that is not a valid id on the Hub: use organization/name."
+            use = "--hub_model_id organization/name" if kind == "upload" else "organization/name"
+            return f"that is not a valid id on the Hub: use {use}."
         absent = isinstance(cause, LocalEntryNotFoundError) and constants.is_offline_mode()
         if absent or isinstance(cause, OfflineModeIsEnabled):
             cached = "" if kind == "upload" else ", and it is not in the cache"
             return f"HF_HUB_OFFLINE is set, so the Hub cannot be queried{cached}: run once with HF_HUB_OFFLINE=0."
         status = _status(cause)
+        if status == 401 and not (token or get_token()):
+            return f"there is no token to log in to the Hub with: {log_in}."
         if status == 401:
             return f"the Hub does not accept the token (401): {log_in}."
         if status == 403:
-            return "the token has no access to it (403): use one that has, with `hf auth login` or HF_TOKEN."
+            other = ", or another --hub_model_id" if kind == "upload" else ""
+            return f"the token has no access to it (403): use one that has, with `hf auth login` or HF_TOKEN{other}."
         if status == 429:
             return "the Hub received too many requests (429): try again in a few minutes."
         if status is not None and status >= 500:

@@ -2,7 +2,7 @@
 
     python scripts/push.py runs/student --hub_model_id me/student
 
-Uploads the weights, the configuration, the image processor, the card, the recipe, the metrics and the picture.
+Uploads the weights, the configuration, the image processor, the card, the settings, the metrics and the picture.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from hf_gdkd.publishing.upload import push
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Push once."""
+    """Push the student in a folder; prints its repository."""
     options = push_parser().parse_args(argv)
     folder = Path(options.folder)
     for name in ("config.json", "README.md", "metrics.json"):
         if not (folder / name).is_file():
-            raise InputError(f"folder {folder} has no {name}: give the output folder of a finished run.")
+            raise InputError(f"folder {folder} has no {name}: use the output folder of a finished run.")
     repo = push(folder, options.hub_model_id or folder.resolve().name, private=options.hub_private_repo)
     print(f"{folder} -> {repo}")
 

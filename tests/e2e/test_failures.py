@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -122,8 +123,8 @@ def test_only_what_a_user_needs_is_pushed(hub, forks, student):
 def test_a_failed_push_loses_nothing(hub, forks, student, mode):
     hub.fail(mode, path="/commit/|/repos/create", method="POST")
     said = last_words(forks("push", *PUSH, **patience(mode)), 3, MODES[mode])
-    assert said.startswith("error: the student is finished and whole in runs/student, but the push to tester/student")
-    assert said.endswith("Push it with: python scripts/push.py runs/student --hub_model_id tester/student")
+    assert said.startswith("error: the student is complete in runs/student, but the push to tester/student")
+    assert said.endswith("Push it with: hf-gdkd push runs/student --hub_model_id tester/student")
     assert {name: (student / name).read_text() for name in STUDENT | OTHERS} == STUDENT | OTHERS
     hub.heal()
     assert forks("push", *PUSH).returncode == 0 and pushed(hub) == set(STUDENT)
@@ -144,11 +145,13 @@ def test_a_run_whose_push_fails_is_pushed_by_the_command_that_it_names(hub, fork
     assert metrics["parameters"] <= sum(tensor.numel() for tensor in weights.values())
     hub.heal()
     command = shlex.split(said.split("Push it with: ")[1])
-    assert command[:2] == ["python", "scripts/push.py"] and forks("push", *command[2:]).returncode == 0
+    assert command[:2] == ["hf-gdkd", "push"] and forks("push", *command[2:]).returncode == 0
     files = hub.files("models", "tester/late")
     for path in folder.iterdir():
-        if path.is_file():
+        if path.is_file() and path.name != "recipe.yaml":
             assert files[path.name] == path.read_bytes()
+    settings = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert yaml.safe_load(files["recipe.yaml"]) == settings | {"student": Path(settings["student"]).name}
 
 
 def test_pushes_during_training_hold_the_model_alone(hub, forks):
@@ -267,12 +270,45 @@ def test_the_terms_of_imagenet_open_its_gate(hub, forks):
 
 
 @pytest.mark.parametrize("words, code, said", [
-    (["runs/nothing"], 2, "folder runs/nothing has no config.json: give the output folder of a finished run"),
-    (["runs/student", "--hub_model_id", "a/b/c"], 2, "that is not a valid id on the Hub"),
-    (["runs/student", "--hub_model_id", "other/student"], 3, "the token has no access to it (403)"),
+    (["runs/nothing"], 2, "folder runs/nothing has no config.json: use the output folder of a finished run"),
+    (["runs/student", "--hub_model_id", "a/b/c"], 2, "not a valid id on the Hub: use --hub_model_id organization/name"),
+    (["runs/student", "--hub_model_id", "other/student"], 3, "(403): use one that has, with `hf auth login` or "
+     "HF_TOKEN, or another --hub_model_id."),
 ], ids=["unfinished", "path", "forbidden"])  # fmt: skip
 def test_bad_input_of_push(forks, student, words, code, said):
     last_words(forks("push", *words), code, said)
+
+
+def test_without_a_token(forks, student):
+    said = last_words(forks("push", *PUSH, HF_TOKEN=""), 3, "failed: there is no token to log in to the Hub with: ")
+    assert "log in with `hf auth login`" in said
+
+
+def test_what_is_pushed_names_no_folders_and_says_how_to_load_the_model(hub, forks, student):
+    """The files in the folder stay as they are; evaluate.py finds the settings in the repository."""
+    path = "/home/somebody/digits-teacher"
+    settings = {"loss": "kd", "teacher": [path, "google/vit-base"], "dataset": str(student), "learning_rate": 0.1}
+    card = f"""{CARD}classify = pipeline("image-classification", "{student}")\n
+    pip install it
+    hf-gdkd distill --config recipe.yaml --output_dir runs/again\n"""
+    (student / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    (student / "metrics.json").write_text(json.dumps({"teachers": {path: {"top1": 0.5}}}))
+    (student / "README.md").write_text(card)
+    for _ in range(2):
+        assert forks("push", *PUSH).returncode == 0
+    files = {name: content.decode() for name, content in hub.files("models", "tester/student").items()}
+    assert yaml.safe_load(files["recipe.yaml"]) == settings | {
+        "teacher": ["digits-teacher", "google/vit-base"], "dataset": "student",
+    }  # fmt: skip
+    assert files["recipe.yaml"].startswith("# Local files or folders of the author, named by the last part of")
+    assert json.loads(files["metrics.json"]) == {"teachers": {"digits-teacher": {"top1": 0.5}}}
+    assert 'pipeline("image-classification", "tester/student")' in files["README.md"]
+    assert (
+        files["README.md"].count("    hf download tester/student recipe.yaml --local-dir .\n    hf-gdkd distill") == 1
+    )
+    assert (student / "README.md").read_text() == card
+    read = "from hf_gdkd.commands.evaluated_data import trained_with as t; print(t('tester/student', None)['dataset'])"
+    assert forks("python", read).stdout == "student\n"
 
 
 def test_a_card_whose_metadata_the_hub_refuses(forks, student):
