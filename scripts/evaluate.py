@@ -45,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     options, wanted = parse_evaluation(argv)
     output, state = writable(options), PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
     quiet()
-    if wanted.eval_split is not None:
-        wanted.train_split = wanted.eval_split  # that split alone is read
-    data = load_data(wanted.dataset, **wanted.data_options())
+    data = load_data(wanted.dataset, **wanted.data_options(), eval_only=True)
     results, logits, done = {}, {}, {}
     for role in ("model", "teacher", "baseline"):
         if (name := getattr(options, role)) is None:

@@ -117,7 +117,13 @@ def test_a_model_on_the_hub_that_is_not_in_the_cache(caplog):
 
 def test_every_flag_in_an_error_of_what_evaluate_uses_is_one_that_it_has():
     package, found = Path(hf_gdkd.__file__).parent, set()
-    others = {"streaming", "teacher_dtype", "shard_teacher", "allow_weak_teacher"}  # evaluate does none of it
+    others = {
+        "streaming",
+        "shuffle_buffer",
+        "teacher_dtype",
+        "shard_teacher",
+        "allow_weak_teacher",
+    }  # evaluate does none of it
     others |= {"loss", "student", "student_init"}  # of the command that trains a model, which is named in full
     for path in [*package.glob("data/*.py"), *package.glob("models/*.py"), package / "evaluation/measurement.py"]:
         found |= set(re.findall(r"--([a-z_]{3,})\b", path.read_text()))

@@ -53,8 +53,14 @@ def test_two_revisions_of_one_model_are_two_models(folder, student, monkeypatch)
     assert json.loads(Path("student/evaluation.json").read_text()) == found
 
 
-def test_the_rows_that_were_held_out(student, capsys):
+def test_the_rows_that_were_held_out(student, capsys, monkeypatch):
+    """They do not depend on the seed of the training, and are those that distill.py held out."""
+    seen, load = [], evaluate.load_data
+    monkeypatch.setattr(evaluate, "load_data", lambda *args, **options: seen.append(load(*args, **options)) or seen[0])
     evaluate.main(["--model", student])
+    trained = load("digits", validation_rows=100, seed=5, train_rows=50)
+    assert [image.tobytes() for image in seen[0].eval["image"]] == [image.tobytes() for image in trained.eval["image"]]
+    assert seen[0].train is None
     assert "model student on digits (train (100 rows held out), 100 images)" in capsys.readouterr().out
 
 
