@@ -16,7 +16,7 @@ from hub_content import SPLITS, encode, picture
 
 SHORT = """
 from hf_gdkd.commands import finishing
-from hf_gdkd.data import loading
+from hf_gdkd.data import sources
 from hf_gdkd.training.config import GDKDConfig
 
 def post_init(args, before=GDKDConfig.__post_init__):
@@ -24,13 +24,13 @@ def post_init(args, before=GDKDConfig.__post_init__):
     args.dataloader_num_workers = 0
     before(args)
 
-def few_digits(all_of_them=loading.load_digits):
+def few_digits(all_of_them=sources.load_digits):
     splits = all_of_them()
     for split, rows in splits.items():
         splits[split] = rows.select(range(60))
     return splits
 
-GDKDConfig.__post_init__, loading.load_digits, finishing.draw_training = post_init, few_digits, lambda *_: None
+GDKDConfig.__post_init__, sources.load_digits, finishing.draw_training = post_init, few_digits, lambda *_: None
 """
 SCRIPT = "from hf_gdkd.scripts import {script}; {script}.main({words!r})"
 CONSOLE = "from hf_gdkd.commands.main import main; main({words!r})"
