@@ -67,24 +67,41 @@ def register_loss(name: str, cls: type[DistillationLoss]) -> None:
 
 
 def loss_options(name: str) -> tuple[str, ...]:
-    """The keyword options of a loss, without `reduction`; InputError for an unknown name."""
-    parameters = inspect.signature(_loss_class(name)).parameters.values()
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return tuple(p.name for p in parameters if p.kind in named and p.name != "reduction")
+    """The options of a loss, without what its input is like: `dim` and `reduction`; InputError for an unknown name.
+
+    Example:
+        >>> loss_options("dist")
+        ('temperature', 'beta', 'gamma')
+    """
+    return tuple(option for option in _keywords(name) if option not in ("dim", "reduction"))
 
 
 def build_loss(name: str, **options: Any) -> DistillationLoss:
-    """The loss of that name; an option that is None is left at the loss's own default.
+    """Make the loss of that name; an option that is None is left at the loss's own default.
+
+    Every loss takes `reduction`, and those on logits take `dim`, the dimension of the classes.
 
     Raises:
         InputError: an unknown name, an option that the loss does not take, or a value that it refuses.
+
+    Example:
+        >>> import torch
+        >>> loss = build_loss("gdkd", k=3, temperature=2.0, dim=1)  # logits (N, C, H, W)
+        >>> loss(torch.zeros(2, 19, 4, 4), torch.zeros(2, 19, 4, 4))
+        tensor(0.)
     """
-    cls, known = _loss_class(name), loss_options(name)
     options = {key: value for key, value in options.items() if value is not None}
     for key in options:
-        if key not in (*known, "reduction"):
-            raise InputError(f"the loss {name!r} takes no option {key!r}: it takes {', '.join(known)}.")
-    return cls(**options)
+        if key not in _keywords(name):
+            known = ", ".join(loss_options(name))
+            raise InputError(f"the loss {name!r} takes no option {key!r}: it takes {known}.")
+    return _loss_class(name)(**options)
+
+
+def _keywords(name: str) -> tuple[str, ...]:
+    parameters = inspect.signature(_loss_class(name)).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(p.name for p in parameters if p.kind in named)
 
 
 def _loss_class(name: str) -> type[DistillationLoss]:

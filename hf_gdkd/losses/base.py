@@ -13,15 +13,27 @@ from ..errors import InputError
 
 
 class DistillationLoss(nn.Module):
-    """Base of the losses. It holds no cross-entropy and no schedule.
+    """Compares a student's logits with a teacher's: checks them, and adds the weighted parts that a subclass computes.
 
-    A new loss sets `weights` in its `__init__` and writes `compute`; `register_loss` makes its name known to
+    A new loss sets `weights` in its `__init__` and implements `compute`; `register_loss` makes its name known to
     `build_loss`. It computes in float32 (float64 for float64 logits), also under autocast, and its gradient
-    flows to the student only.
+    flows to the student only. It contains no cross-entropy and no schedule.
 
     Args:
-        reduction: "mean" or "sum" over the samples, or "none": one value a sample, shape (...). A loss with
-            `per_batch` has one value a batch, which no reduction changes.
+        dim: the dimension of the classes, in the logits; 1 for maps (N, C, H, W). They are not copied.
+        reduction: "mean" or "sum" over the samples, or "none": one value per sample, shape (...). A loss with
+            `per_batch` has one value per batch, which no reduction changes.
+
+    Example:
+        >>> class GapLoss(DistillationLoss):
+        ...     def __init__(self, *, power: float = 2.0, dim: int = -1, reduction: str = "mean") -> None:
+        ...         super().__init__(dim=dim, reduction=reduction)
+        ...         self.power, self.weights = power, {"gap": 1.0}
+        ...
+        ...     def compute(self, student, teacher, labels):
+        ...         return {"gap": (student - teacher).abs().pow(self.power).mean(-1)}
+        >>> GapLoss(power=1.0)(torch.ones(2, 3), torch.zeros(2, 3))
+        tensor(1.)
     """
 
     per_batch: bool = False
@@ -33,8 +45,11 @@ class DistillationLoss(nn.Module):
         object.__setattr__(loss, "_options", options)  # for `extra_repr`; nn.Module is not set up yet
         return loss
 
-    def __init__(self, *, reduction: str = "mean") -> None:
+    def __init__(self, *, dim: int = -1, reduction: str = "mean") -> None:
         super().__init__()
+        if isinstance(dim, bool) or not isinstance(dim, int):
+            raise InputError(f"dim is {dim!r}: expected the number of the class dimension, such as -1 or 1.")
+        self.dim = dim
         self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
 
     def extra_repr(self) -> str:
@@ -44,7 +59,9 @@ class DistillationLoss(nn.Module):
         return ", ".join(f"{name}={options[name]!r}" for name in defaults if options[name] is not None)
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        """The unweighted parts of checked logits [..., C], in float32 or float64, the teacher detached."""
+        """The unweighted parts of checked logits [..., C], in float32 or float64, the teacher detached.
+
+        The classes are last, whatever `dim` is."""
         raise NotImplementedError
 
     def check_num_classes(self, num_classes: int) -> None:
@@ -56,18 +73,20 @@ class DistillationLoss(nn.Module):
         """The unweighted terms by name, T**2 included, in nats where they are divergences.
 
         Args:
-            student_logits: [..., C], before temperature.
+            student_logits: [..., C], before temperature; the classes are in dimension `dim`.
             teacher_logits: [..., C], same shape; a constant. Minus infinity is a probability of 0: that class
                 costs nothing in a forward KL, a group of such classes costs 0, and standardization leaves them out.
             labels: [...] int64, for the losses that need them.
 
         Returns:
-            One value a sample, [...]; one value a batch, [], for a `per_batch` loss.
+            One value per sample, [...]; one value per batch, [], for a `per_batch` loss.
 
         Raises:
             InputError: the shapes differ, the classes are too few, or labels are missing or out of range.
         """
-        student, teacher = prepare(student_logits, teacher_logits)
+        student, teacher = prepare(student_logits, teacher_logits, self.dim)
+        if labels is not None and labels.shape == student_logits.shape:
+            labels = labels.movedim(self.dim, -1)
         self.check_num_classes(student.shape[-1])
         with torch.autocast(student.device.type, enabled=False):
             return self.compute(student, teacher, labels)
@@ -84,13 +103,16 @@ class DistillationLoss(nn.Module):
         return loss.mean() if self.reduction == "mean" else loss.sum()
 
 
-def prepare(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Both logits in the dtype to compute in, the teacher's detached; InputError when their shapes differ."""
+def prepare(student_logits: Tensor, teacher_logits: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
+    """Both logits in the dtype to compute in, classes last, the teacher's detached; InputError when shapes differ."""
     if student_logits.ndim == 0 or teacher_logits.ndim == 0:
         raise InputError("logits are a single number: expected shape (..., classes).")
-    if student_logits.shape[-1] != teacher_logits.shape[-1]:
+    fewest = min(student_logits.ndim, teacher_logits.ndim)
+    if not -fewest <= dim < fewest:
+        raise InputError(f"dim is {dim} for logits of {fewest} dimensions: expected {-fewest} .. {fewest - 1}.")
+    if student_logits.shape[dim] != teacher_logits.shape[dim]:
         raise InputError(
-            f"teacher has {teacher_logits.shape[-1]} classes, student {student_logits.shape[-1]}: choose a "
+            f"teacher has {teacher_logits.shape[dim]} classes, student {student_logits.shape[dim]}: choose a "
             "teacher fine-tuned on this data set, or match the label spaces first."
         )
     if student_logits.shape != teacher_logits.shape:
@@ -100,7 +122,7 @@ def prepare(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Ten
             "samples, and resize one to the other where they differ in resolution."
         )
     dtype = torch.promote_types(torch.promote_types(student_logits.dtype, teacher_logits.dtype), torch.float32)
-    return student_logits.to(dtype), teacher_logits.detach().to(dtype)
+    return student_logits.movedim(dim, -1).to(dtype), teacher_logits.detach().movedim(dim, -1).to(dtype)
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:

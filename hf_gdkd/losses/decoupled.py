@@ -36,6 +36,7 @@ class GDKDLoss(DistillationLoss):
         strategy: "best" takes the k largest classes, "worst" the k smallest.
         standardize: "global" standardizes the logits over all classes, before T; "both" inside each group and
             "other" inside the rest, for the low-level terms only.
+        dim: the dimension of the classes, in the logits.
         reduction: "mean", "sum" or "none" over the samples.
 
     Reference:
@@ -61,9 +62,10 @@ class GDKDLoss(DistillationLoss):
         kl: str = "forward",
         strategy: str = "best",
         standardize: str = "none",
+        dim: int = -1,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(reduction=reduction)
+        super().__init__(dim=dim, reduction=reduction)
         self.temperature = positive("temperature", temperature)
         self.weights = {"high": weight("w0", w0), "low_top": weight("w1", w1), "low_other": weight("w2", w2)}
         if weight("gamma", gamma):
@@ -143,6 +145,7 @@ class GDKD3Loss(GDKDLoss):
         w1: weight of the KL inside the middle group.
         w2: weight of the KL inside the rest.
         standardize: "global" standardizes the logits over all classes, before T.
+        dim: the dimension of the classes, in the logits.
         reduction: "mean", "sum" or "none" over the samples.
 
     Reference:
@@ -161,10 +164,11 @@ class GDKD3Loss(GDKDLoss):
         w1: float = 1.0,
         w2: float = 1.0,
         standardize: str = "none",
+        dim: int = -1,
         reduction: str = "mean",
     ) -> None:
         super().__init__(
-            temperature=temperature, k=k, w0=w0, w1=w1, w2=w2, standardize=standardize, reduction=reduction
+            temperature=temperature, k=k, w0=w0, w1=w1, w2=w2, standardize=standardize, dim=dim, reduction=reduction
         )
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
@@ -185,6 +189,7 @@ class DKDLoss(DistillationLoss):
         beta: weight of the non-target-class term.
         partition: "target" singles out the label, "top1" the teacher's largest class (no labels needed).
         standardize: "global" standardizes the logits over all classes, before T.
+        dim: the dimension of the classes, in the logits.
         reduction: "mean", "sum" or "none" over the samples.
 
     Reference:
@@ -200,9 +205,10 @@ class DKDLoss(DistillationLoss):
         beta: float = 1.0,
         partition: str = "target",
         standardize: str = "none",
+        dim: int = -1,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(reduction=reduction)
+        super().__init__(dim=dim, reduction=reduction)
         self.temperature = positive("temperature", temperature)
         self.weights = {"tckd": weight("alpha", alpha), "nckd": weight("beta", beta)}
         self.partition = one_of("partition", partition, ("target", "top1"))

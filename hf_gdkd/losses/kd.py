@@ -12,14 +12,17 @@ class KDLoss(DistillationLoss):
     Args:
         temperature: T > 0.
         standardize: "global" standardizes each sample's logits over the classes before T.
+        dim: the dimension of the classes, in the logits.
         reduction: "mean", "sum" or "none" over the samples.
 
     Reference:
         Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
     """
 
-    def __init__(self, *, temperature: float = 1.0, standardize: str = "none", reduction: str = "mean") -> None:
-        super().__init__(reduction=reduction)
+    def __init__(
+        self, *, temperature: float = 1.0, standardize: str = "none", dim: int = -1, reduction: str = "mean"
+    ) -> None:
+        super().__init__(dim=dim, reduction=reduction)
         self.temperature = positive("temperature", temperature)
         self.standardize = one_of("standardize", standardize, ("none", "global"))
         self.weights = {"kd": 1.0}

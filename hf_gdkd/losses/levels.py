@@ -27,8 +27,9 @@ def decoupled_kl(
     *,
     temperature: float = 1.0,
     kl: str = "forward",
+    dim: int = -1,
 ) -> DecoupledTerms:
-    """KL(teacher || student) between the groups and inside each of them.
+    """Split KL(teacher || student) into the KL between groups of classes, and the KL inside each group.
 
     Args:
         student_logits: [..., C] float, before temperature.
@@ -38,6 +39,7 @@ def decoupled_kl(
         temperature: T > 0.
         kl: inside the groups, "forward" KL(teacher || student), "reverse" KL(student || teacher), or the mean
             of "both"; between them it is always forward, as in the paper.
+        dim: the dimension of the classes, in the logits; the groups and the result have theirs last.
 
     Returns:
         `high` [...], `low` [..., G] in nats, times T**2, and the teacher's group masses [..., G].
@@ -49,8 +51,14 @@ def decoupled_kl(
     Reference:
         Zheng and Cheng, "Rethinking Decoupled Knowledge Distillation: A Predictive Distribution Perspective",
         arXiv 2512.04625, IEEE TNNLS 37(6), 2742-2756, 2026.
+
+    Example:
+        >>> student, teacher = torch.randn(2, 8, 10)
+        >>> terms = decoupled_kl(student, teacher, partitions.top_k(teacher, 3))
+        >>> kd = terms.high + (terms.mass * terms.low).sum(-1)  # plain KD, by the chain rule
+        >>> torch.testing.assert_close(kd, kl_divergence(teacher.log_softmax(-1), student.log_softmax(-1)))
     """
-    student, teacher = prepare(student_logits, teacher_logits)
+    student, teacher = prepare(student_logits, teacher_logits, dim)
     positive("temperature", temperature)
     one_of("kl", kl, ("forward", "reverse", "both"))
     if not torch.compiler.is_compiling():

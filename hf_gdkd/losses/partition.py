@@ -1,6 +1,7 @@
-"""Partitions of the classes, a sample at a time: index tensors [..., n_g] of mutually exclusive groups.
+"""Partitions of the classes, sample by sample: index tensors [..., n_g] of mutually exclusive groups.
 
-A partition is written without its last group, which is every class that the others leave.
+A partition is written without its last group, which is every class that the others leave. Logits may have their classes
+in any dimension `dim`; the groups have theirs last.
 """
 
 import math
@@ -14,8 +15,14 @@ from ..errors import InputError
 Groups = tuple[Tensor, ...]
 
 
-def top_k(logits: Tensor, k: int, *, strategy: str = "best") -> Groups:
-    """One group: the k largest logits [..., C] of each sample, best first; "worst": the k smallest."""
+def top_k(logits: Tensor, k: int, *, strategy: str = "best", dim: int = -1) -> Groups:
+    """Group the k largest logits [..., C] of each sample, best first; "worst": the k smallest.
+
+    Example:
+        >>> top_k(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), 2)
+        (tensor([[1, 3]]),)
+    """
+    logits = logits.movedim(dim, -1)
     if strategy == "worst":
         logits = -logits
     if logits.device.type != "cpu":
@@ -56,19 +63,21 @@ def _picked(values: Tensor, k: int) -> Tensor:
     return torch.cat(picks, -1).long()
 
 
-def first(logits: Tensor, k: Tensor, *, strategy: str = "best") -> Tensor:
-    """The mask [..., C] of each sample's own number k [...] of largest logits [..., C]; "worst": of smallest."""
+def first(logits: Tensor, k: Tensor, *, strategy: str = "best", dim: int = -1) -> Tensor:
+    """Mark each sample's own number k [...] of largest logits [..., C]: a mask [..., C]; "worst": of smallest."""
+    logits = logits.movedim(dim, -1)
     order = logits.argsort(-1, descending=strategy == "best")
     taken = torch.arange(logits.shape[-1], device=logits.device) < k.unsqueeze(-1)
     return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, taken)
 
 
-def adaptive_k(logits: Tensor, threshold: float) -> Tensor:
-    """How many classes stand out from those below them: k [...], 1 <= k <= C-1, of logits [..., C] after temperature.
+def adaptive_k(logits: Tensor, threshold: float, *, dim: int = -1) -> Tensor:
+    """Count the classes that stand out from those below them: k [...], 1 <= k <= C-1, of logits [..., C] over T.
 
     They begin with the least probable class whose probability is at least `threshold` (> 1) times the mean of its
     own and of all smaller ones. Where there is none, k is 1.
     """
+    logits = logits.movedim(dim, -1)
     ascending = logits.sort(-1).values
     count = torch.arange(1, logits.shape[-1] + 1, dtype=logits.dtype, device=logits.device)
     stands_out = ascending - (ascending.logcumsumexp(-1) - count.log()) >= math.log(threshold)
@@ -76,20 +85,21 @@ def adaptive_k(logits: Tensor, threshold: float) -> Tensor:
     return k.where(stands_out.any(-1), 1)
 
 
-def top1_top_k(logits: Tensor, k: int) -> Groups:
-    """Two groups: {top-1} and {top-2 .. top-k}; for k = 1 only the first."""
-    (index,) = top_k(logits, k)
+def top1_top_k(logits: Tensor, k: int, *, dim: int = -1) -> Groups:
+    """Make two groups: {top-1} and {top-2 .. top-k}; for k = 1 only the first."""
+    (index,) = top_k(logits, k, dim=dim)
     return (index[..., :1], index[..., 1:]) if k > 1 else (index,)
 
 
-def target(labels: Tensor | None, logits: Tensor) -> Groups:
-    """One group: the label [...] of each sample of logits [..., C].
+def target(labels: Tensor | None, logits: Tensor, *, dim: int = -1) -> Groups:
+    """Group by itself the label [...] of each sample of logits [..., C].
 
     Raises:
         InputError: labels are missing, of the wrong shape or dtype, or out of range. The range is read only
             on the CPU, where that is free, and outside of vmap and compiled code; elsewhere PyTorch's own device
             assertion stops the run.
     """
+    logits = logits.movedim(dim, -1)
     num_classes = logits.shape[-1]
     if labels is None:
         raise InputError(
@@ -116,12 +126,13 @@ def target(labels: Tensor | None, logits: Tensor) -> Groups:
     return (labels.long().unsqueeze(-1),)
 
 
-def sets(classes: Sequence[Sequence[int]], logits: Tensor) -> Groups:
-    """The same groups of class indices for every sample of logits [..., C].
+def sets(classes: Sequence[Sequence[int]], logits: Tensor, *, dim: int = -1) -> Groups:
+    """Make the same groups of class indices for every sample of logits [..., C].
 
     Raises:
         InputError: see `check_groups`.
     """
+    logits = logits.movedim(dim, -1)
     groups = tuple(torch.tensor(list(group), dtype=torch.long, device=logits.device) for group in classes)
     check_groups(groups, logits.shape[-1])
     return tuple(group.expand(*logits.shape[:-1], -1) for group in groups)

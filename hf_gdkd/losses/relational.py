@@ -21,6 +21,7 @@ class DISTLoss(DistillationLoss):
         temperature: T > 0.
         beta: weight of the inter-class relation.
         gamma: weight of the intra-class relation.
+        dim: the dimension of the classes, in the logits.
         reduction: changes nothing, the loss is one value a batch.
 
     Reference:
@@ -30,9 +31,9 @@ class DISTLoss(DistillationLoss):
     per_batch = True
 
     def __init__(
-        self, *, temperature: float = 1.0, beta: float = 2.0, gamma: float = 2.0, reduction: str = "mean"
+        self, *, temperature: float = 1.0, beta: float = 2.0, gamma: float = 2.0, dim: int = -1, reduction: str = "mean"
     ) -> None:
-        super().__init__(reduction=reduction)
+        super().__init__(dim=dim, reduction=reduction)
         self.temperature = positive("temperature", temperature)
         self.weights = {"inter": weight("beta", beta), "intra": weight("gamma", gamma)}
 
@@ -58,6 +59,7 @@ class MLKDLoss(DistillationLoss):
         mask_classes: classes whose teacher probability summed over the batch (T = 1) is above the median
             count 0 as columns of `cc`.
         standardize: "global" standardizes each sample's logits over the classes before T.
+        dim: the dimension of the classes, in the logits.
         reduction: changes nothing, the loss is one value a batch.
 
     Reference:
@@ -73,9 +75,10 @@ class MLKDLoss(DistillationLoss):
         mask_samples: bool = False,
         mask_classes: bool = False,
         standardize: str = "none",
+        dim: int = -1,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(reduction=reduction)
+        super().__init__(dim=dim, reduction=reduction)
         if not temperatures:
             raise InputError("temperatures is empty: give at least one.")
         self.temperatures = tuple(positive("temperatures", temperature) for temperature in temperatures)
