@@ -21,6 +21,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
+from hf_gdkd.commands.arguments.fields import DistillArguments
 from hf_gdkd.commands.arguments.parsing import parse
 from hf_gdkd.commands.arguments.settings import command_line, run_settings
 from hf_gdkd.commands.build import load_teachers, training_data
@@ -34,9 +35,11 @@ from hf_gdkd.evaluation.metrics import compute_agreement, compute_metrics
 from hf_gdkd.models.heads import class_names
 from hf_gdkd.models.label_map import load_label_map
 from hf_gdkd.models.loading import load_model, load_processor, pin_revision, possible_init
-from hf_gdkd.training.checkpoints import check_same_run, checkpoint_to_resume
+from hf_gdkd.training.config import GDKDConfig
 from hf_gdkd.training.distributed import place_teacher
-from hf_gdkd.training.run_files import read_run_settings, steps_done, write_run_settings
+from hf_gdkd.training.run_files import SettingsWriter, read_run_settings
+from hf_gdkd.training.run_folder import checkpoint_to_resume, in_use
+from hf_gdkd.training.same_run import check_same_run
 from hf_gdkd.training.teacher import Ensemble
 from hf_gdkd.training.trainer import GDKDTrainer
 
@@ -44,7 +47,12 @@ from hf_gdkd.training.trainer import GDKDTrainer
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run once; returns what metrics.json holds."""
     script, args = parse(argv)
-    checkpoint = checkpoint_to_resume(args, script.overwrite)
+    with in_use(args.output_dir, writes=args.should_save):
+        return distil(script, args, command_line(argv))
+
+
+def distil(script: DistillArguments, args: GDKDConfig, command: str) -> dict[str, Any]:
+    checkpoint = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, overwrite=script.overwrite)
     quiet()
     set_seed(args.seed)
 
@@ -88,11 +96,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
     if script.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(script.early_stopping_patience))
-    if trainer.is_world_process_zero():
-        write_run_settings(args.output_dir, settings)
-    begun = steps_done(checkpoint)
-    seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
-    return finish(trainer, script, data, view, teachers, seconds=seconds, begun=begun, command=command_line(argv))
+    trainer.add_callback(SettingsWriter(args.output_dir, settings))
+    resume = checkpoint or args.resume_from_checkpoint
+    seconds = trainer.train(resume_from_checkpoint=resume, overwrite=script.overwrite).metrics["train_runtime"]
+    return finish(trainer, script, data, view, teachers, seconds=seconds, begun=trainer.first_step, command=command)
 
 
 if __name__ == "__main__":

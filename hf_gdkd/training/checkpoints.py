@@ -1,39 +1,33 @@
-"""Which checkpoint a run goes on from, whether it is whole, and whether it is of the same run.
+"""Whether a checkpoint is complete, and what is said when one cannot be written.
 
 GDKDTrainer writes contents.json into a checkpoint, and Trainer, after it and before it removes older checkpoints,
-trainer_state.json. So a run that is killed at any moment has a whole checkpoint as soon as it has had one. The files
+trainer_state.json. So a run that is killed at any moment has a complete checkpoint as soon as it has had one. The files
 are not forced to the disk: a power cut may take the newest, so keep two (`--save_total_limit 2`) where it matters.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
-from ..errors import InputError, TrainingError, first_sentence
-from .config import LOSS_OPTIONS, GDKDConfig
+from ..errors import TrainingError, first_sentence
 
 CONTENTS = "contents.json"
-
-# What a resumed run may not change: the student would be neither run's.
-KEPT_ON_RESUMING = (
-    *("student", "student_revision", "teacher", "teacher_weights", "teacher_revision"),
-    *("dataset", "dataset_config", "dataset_revision", "streaming"),
-    *("train_split", "train_rows", "validation_rows", "label_map", "label_free", "on_bad_image", "seed"),
-    *("loss", *LOSS_OPTIONS),
-    *("crop_scale", "crop_padding", "flip", "auto_augment", "random_erasing", "cutout"),
-    *("mixup_alpha", "cutmix_alpha", "repeated_augmentation"),
-    *("ce_weight", "kd_weight", "kd_warmup_epochs", "kd_skip_epochs", "class_weights", "ema_decay"),
-)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+PROBE_BYTES = 1 << 24
 
 
 def write_contents(checkpoint: str | Path) -> None:
@@ -44,35 +38,54 @@ def write_contents(checkpoint: str | Path) -> None:
     (folder / CONTENTS).write_text(json.dumps(sizes, indent=2), encoding="utf-8")
 
 
-def is_whole(checkpoint: str | Path) -> bool:
-    """Whether every file that contents.json names has its size, and trainer_state.json, which came last, is whole."""
-    folder = Path(checkpoint)
+def _is_saved(checkpoint: str | Path) -> bool:
+    """Whether trainer_state.json, which is written last, is complete."""
     try:
-        TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
-        sizes = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+        TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+        return True
     except (OSError, ValueError, TypeError):
         return False
 
 
-def _by_step(folder: str | Path) -> dict[int, Path]:
-    return {int(path.name[11:]): path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()}
+def is_complete(checkpoint: str | Path) -> bool:
+    """Whether a run can resume from it: trainer_state.json is there, and every file that contents.json names."""
+    folder = Path(checkpoint)
+    try:
+        sizes = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
+        return _is_saved(folder) and all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
 
 
-def last_whole_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint in a run's folder that is whole; a torn one is named and passed over."""
-    for _, checkpoint in sorted(_by_step(folder).items(), reverse=True):
-        if is_whole(checkpoint):
-            return str(checkpoint)
-        print(f"{checkpoint} was not written to its end, or holds the weights alone: passed over.")
-    return None
+def is_incomplete(checkpoint: str | Path) -> bool:
+    """Whether it was not written to its end. What `save_only_model` saves is neither complete nor incomplete."""
+    weights_alone = _is_saved(checkpoint) and not Path(checkpoint, CONTENTS).exists()
+    return not (weights_alone or is_complete(checkpoint))
 
 
-def remove_from(step: int, folder: str | Path) -> None:
-    """Remove the checkpoints of this step and later ones: an earlier attempt left them, torn or not."""
-    for other, checkpoint in _by_step(folder).items():
-        if other >= step:
-            shutil.rmtree(checkpoint, ignore_errors=True)  # another process may be faster
+def by_step(folder: str | Path) -> dict[int, Path]:
+    """The checkpoints in a folder, from the first to the last."""
+    found = {int(path.name[11:]): path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()}
+    return dict(sorted(found.items()))
+
+
+def last_complete_checkpoint(folder: str | Path) -> str | None:
+    """The newest complete checkpoint in a run's folder."""
+    return next((str(each) for each in reversed(by_step(folder).values()) if is_complete(each)), None)
+
+
+def unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same values with a memory of its own for each name: safetensors saves no memory twice.
+
+    So every name of a weight that two modules share is saved, and the file loads into any model.
+    """
+    seen: set[tuple[torch.device, int]] = set()
+    own = {}
+    for name, tensor in state.items():
+        storage = (tensor.device, tensor.untyped_storage().data_ptr())
+        own[name] = tensor.clone(memory_format=torch.contiguous_format) if storage in seen else tensor
+        seen.add(storage)
+    return own
 
 
 @contextmanager
@@ -87,66 +100,33 @@ def saving(path: str, run: str) -> Iterator[None]:
     except TrainingError:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:  # torch's writer raises RuntimeError
-        free = shutil.disk_usage(run).free / 1e6
-        last = last_whole_checkpoint(run)
+        cause = _cause(error, run)
+        reason = f"{cause.strerror or first_sentence(cause)}".rstrip(".") if isinstance(cause, OSError) else cause
+        last = last_complete_checkpoint(run)
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+            free = shutil.disk_usage(run).free / 1e6
+            reason = f"{reason}, with {free:.1f} MB free on its disk"
+            remedy = "make room, and go on" if last else "make room, and begin anew"
+        else:
+            remedy = "when that is solved, go on" if last else "when that is solved, begin anew"
         raise TrainingError(
-            f"{path} could not be written, with {free:.1f} MB free on its disk: {first_sentence(error)} "
-            + (f"{last} is whole: make room and go on" if last else "No checkpoint is whole: make room and begin anew")
+            f"{path} could not be written: {str(reason).rstrip('.')}. "
+            + (f"{last} is complete: {remedy}" if last else f"No checkpoint is complete: {remedy}")
             + " with --resume_from_checkpoint last."
         ) from error
 
 
-def checkpoint_to_resume(args: GDKDConfig, overwrite: bool) -> str | None:
-    """The checkpoint to go on from, after a look at the output folder; None to begin.
-
-    `--resume_from_checkpoint last` begins where no checkpoint is whole, and says so: the same command then serves
-    the first start of a job and all restarts, a kill before the first checkpoint included.
-
-    Raises:
-        InputError: the folder holds a run and neither resuming nor overwriting was asked for, or the checkpoint to
-            resume from is not whole.
-    """
-    folder, resume = args.output_dir, args.resume_from_checkpoint
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise InputError(f"{folder} is a file: choose another --output_dir.")
-    finished = os.path.isfile(os.path.join(folder, "metrics.json"))
-    if resume in ("last", "true", "True"):
-        checkpoint = last_whole_checkpoint(folder)
-        if checkpoint is None and finished and not overwrite:
-            raise InputError(
-                f"folder {folder} holds a finished run and no checkpoint: choose another --output_dir, or replace it "
-                "with --overwrite."
-            )
-        if checkpoint is None:
-            print(f"{folder} holds no whole checkpoint: the run begins anew.")
-        return checkpoint
-    if resume is not None:
-        if not is_whole(resume):
-            raise InputError(
-                f"{resume} is no whole checkpoint: give --resume_from_checkpoint last for the last whole one of "
-                f"{folder}, or leave it out."
-            )
-        return resume
-    if overwrite:
-        remove_from(0, folder)
-        return None
-    if finished or last_whole_checkpoint(folder) is not None:
-        raise InputError(
-            f"folder {folder} already holds a run: choose another --output_dir, go on with "
-            "--resume_from_checkpoint last, or replace it with --overwrite."
-        )
-    return None
-
-
-def check_same_run(settings: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
-    """Refuse to resume with other settings than the run began with.
-
-    Raises:
-        InputError: a setting that must stay differs; the first is named with both values.
-    """
-    for name in KEPT_ON_RESUMING:
-        if (now := settings.get(name)) != (then := earlier.get(name)):
-            raise InputError(
-                f"this run began with {name} {json.dumps(then)}, and is to go on with {json.dumps(now)}: give "
-                f"--{name} as it was, or begin anew in another --output_dir."
-            )
+def _cause(error: Exception, folder: str) -> Exception | str:
+    """What the system said, where that can be known; otherwise the error's first sentence."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    said = re.search(r"\(os error (\d+)\)", str(error))  # safetensors, written in Rust
+    if said is not None:
+        return OSError(int(said[1]), os.strerror(int(said[1])))
+    if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):  # torch's writer, which knows no reason
+        try:
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(PROBE_BYTES))
+        except OSError as cause:
+            return cause
+    return first_sentence(error)

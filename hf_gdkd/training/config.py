@@ -51,7 +51,10 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
                 "checkpoints are not pushed, because they hold pickles."
             )
         self.build_loss()
+        workers_unset = self.dataloader_num_workers is None  # TrainingArguments compares it with numbers
+        self.dataloader_num_workers = 1 if workers_unset else self.dataloader_num_workers
         super().__post_init__()
+        self.dataloader_num_workers = None if workers_unset else self.dataloader_num_workers
         self._load_models_whole()
         self.dataloader_pin_memory &= self.device.type != "cpu"
         if self.lr_decay_epochs and self.lr_scheduler_type != "constant":

@@ -11,8 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..errors import InputError
-
 RAW_WEIGHTS_FILE = "raw_weights.safetensors"
 
 
@@ -99,20 +97,3 @@ class EMA(TrainerCallback):
         """Keep the average of a checkpoint, which `model` holds, and give `model` the raw weights back."""
         self.adopt(model)
         self._put(load_file(Path(folder, RAW_WEIGHTS_FILE)))
-
-
-def check_resumable(folder: str | Path, ema_decay: float | None) -> None:
-    """Refuse a checkpoint whose model is a moving average to a run without one, and the reverse.
-
-    Raises:
-        InputError: `ema_decay` does not suit the checkpoint.
-    """
-    averaged = Path(folder, RAW_WEIGHTS_FILE).is_file()
-    if averaged and ema_decay is None:
-        raise InputError(
-            f"the model of checkpoint {folder} is a moving average: resume with the ema_decay that the run began with."
-        )
-    if not averaged and ema_decay is not None:
-        raise InputError(
-            f"checkpoint {folder} was saved without ema_decay: resume without it, or start again in another folder."
-        )

@@ -1,40 +1,64 @@
-"""Stops a run at the first loss that is NaN or infinite, before it reaches the weights."""
+"""Stops a run at the first loss or gradient that is NaN or infinite, before it reaches the weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import DistributedType
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.distributed.tensor import DTensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import TrainingError
+from .bad_step import BadStep, random_state, set_random_state
+from .checkpoints import last_complete_checkpoint
 
 
 class NaNGuard(TrainerCallback):
-    """Looks at every optimizer step's losses before the step is taken.
+    """Looks at every optimizer step's losses and gradient norm before the step is taken.
 
-    The device is waited for only until the step's last forward pass is done: it goes on with the backward pass. Under
-    DeepSpeed, whose backward pass takes the step, that waits until they are looked at.
+    The norm is the one that Trainer computes for clipping or for its log. The device is waited for until it is known:
+    until the backward pass is done. Under DeepSpeed, whose backward pass takes the step, the losses are looked at
+    before it, and the norm is known when the weights have changed already.
+
+    With a gradient scaler (fp16), infinite gradients are normal: the scaler leaves the step out and lowers its factor.
+    They stop the run where the factor, down to 1, can no longer be what makes them infinite.
 
     Args:
-        model: the student, whose buffers (BatchNorm's statistics) a bad batch spoils in its forward pass.
-        accelerator: sums over processes, and tells the last micro-batch of a step.
-        save: writes a checkpoint of the state before the step and returns its folder.
+        trainer: a `CheckpointTrainer`; a bad batch spoils its model's buffers (BatchNorm's) in the forward pass.
     """
 
-    def __init__(self, model: nn.Module, accelerator: Accelerator, save: Callable[[], str]) -> None:
-        self.buffers = list(model.buffers())
-        self.accelerator, self.save = accelerator, save
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.never_finite: list[str] = []
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        modules = nn.ModuleList([self.trainer.model, self.trainer.projections])
+        self.buffers = list(modules.buffers())
+        self.before = [buffer.clone() for buffer in self.buffers]
+        self.never_finite = self.trainer.not_finite()  # such as a mask of minus infinity
+
+    def begin(self, batches: Sequence[Mapping[str, Any]], samples: int, drawn_from: dict[str, Tensor]) -> None:
+        """Take the next step's micro-batches, the samples of all processes, and the random state before reading."""
+        self.batches, self.samples, self.drawn_from = batches, samples, drawn_from
+
+    @torch.no_grad()
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         self.step = state.global_step + 1
-        self.before = [buffer.clone() for buffer in self.buffers]
+        self.random = random_state(args.device)
+        # The order of an epoch is drawn as its first batch is read; a run that resumes there draws it again.
+        self.resumes_with = self.drawn_from if float(state.epoch or 0).is_integer() else self.random
+        if self.buffers:
+            torch._foreach_copy_(self.before, self.buffers)
         self.sums: Tensor | None = None
+        self.norm: Tensor | float | None = None
         self.rows: list[Tensor] = []
 
     def note(self, names: Sequence[str], sums: Tensor, rows: Tensor | None) -> None:
@@ -43,12 +67,13 @@ class NaNGuard(TrainerCallback):
         self.sums = sums if self.sums is None else self.sums + sums  # a sum with what is not finite is not finite
         if rows is not None:
             self.rows.append(rows)
-        if self.accelerator.sync_gradients:
-            everywhere = self.accelerator.reduce(self.sums, "sum") if self.accelerator.num_processes > 1 else self.sums
-            self.verdict = everywhere.to("cpu", non_blocking=True)
-            self.ready = torch.cuda.current_stream().record_event() if sums.is_cuda else None
-            if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-                self._stop_if_bad()
+        accelerator = self.trainer.accelerator
+        if accelerator.sync_gradients and accelerator.distributed_type == DistributedType.DEEPSPEED:
+            self._stop_if_bad()
+
+    def note_norm(self, norm: Tensor | float | None) -> None:
+        """Take the norm of the step's gradients, before clipping."""
+        self.norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -56,16 +81,41 @@ class NaNGuard(TrainerCallback):
         self._stop_if_bad()
 
     def _stop_if_bad(self) -> None:
-        if self.ready is not None:
-            self.ready.synchronize()
-        bad = [name for name, value in zip(self.names, self.verdict.tolist(), strict=True) if not math.isfinite(value)]
-        if not bad:
+        accelerator = self.trainer.accelerator
+        values = accelerator.reduce(self.sums, "sum") if accelerator.num_processes > 1 else self.sums
+        if self.norm is not None:
+            values = torch.cat([values, torch.as_tensor(self.norm).to(values).reshape(1)])
+        found = dict(zip([*self.names, "gradients"], values.tolist(), strict=False))  # waits for the device, once
+        bad = [name for name, value in found.items() if not math.isfinite(value)]
+        lost = [name for name in bad if name != "gradients"]
+        if not bad or (not lost and self._scaler_lowers_its_factor()):
             return
-        for buffer, value in zip(self.buffers, self.before, strict=True):
-            buffer.copy_(value)
         rows = torch.cat(self.rows).tolist() if self.rows else []
         where = f", its rows {', '.join(map(str, rows[:64]))}{', ...' if len(rows) > 64 else ''}" if rows else ""
+        what = f"the loss is not finite in {', '.join(lost)}" if lost else "the gradients are not finite"
         raise TrainingError(
-            f"at step {self.step} the loss is not finite in {', '.join(bad)}{where}: look at these "
-            f"images, or lower --learning_rate; the state before the step is in {self.save()}."
+            f"at step {self.step} {what}{where}: look at these images, or lower --learning_rate; {self._save(found)}"
         )
+
+    def _scaler_lowers_its_factor(self) -> bool:
+        accelerator, args = self.trainer.accelerator, self.trainer.args
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return args.fp16  # it has a scaler of its own
+        scaler = getattr(accelerator, "scaler", None)
+        return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1
+
+    @torch.no_grad()
+    def _save(self, found: Mapping[str, float]) -> str:
+        """Save the state before the step, and the step itself; a sentence that says where."""
+        for buffer, value in zip(self.buffers, self.before, strict=True):
+            buffer.copy_(value)
+        if set(self.trainer.not_finite()) - set(self.never_finite):
+            last = last_complete_checkpoint(self.trainer.folder)
+            return "the weights before the step are not finite either and are not saved; " + (
+                f"the last complete checkpoint is {last}." if last else "there is no complete checkpoint."
+            )
+        set_random_state(self.trainer.args.device, self.resumes_with)
+        checkpoint = self.trainer.save_state()
+        step = BadStep(self.step, self.samples, self.trainer.steps_per_epoch, found, list(self.batches), self.random)
+        step.save(checkpoint, self.trainer.args)
+        return f"the state before the step is in {checkpoint}, and `hf-gdkd replay {checkpoint}` repeats the step."

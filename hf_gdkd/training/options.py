@@ -118,6 +118,10 @@ class TrainingOptions:
         False, "Split the weights of a teacher that is too large over the processes, as ZeRO-3 does."
     )
     ema_decay: float | None = _option(None, "Average the weights, with this decay (0.9999 for long runs).")
+    dataloader_num_workers: int | None = _option(
+        None,
+        "DataLoader workers of each process; unset: its share of the CPU cores, at most 8, and 0 for small data sets.",
+    )
     dataloader_timeout: int = _option(600, "Seconds to wait for a batch of a DataLoader worker; 0: for ever.")
     hub_strategy: str = _option(
         "end", f"When to push: {', '.join(HUB_STRATEGIES)} (also the model of each checkpoint)."

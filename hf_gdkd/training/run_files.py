@@ -4,25 +4,51 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-SETTINGS_FILE, METRICS_FILE, PICTURE = "recipe.yaml", "metrics.json", "training.png"
+SETTINGS_FILE, METRICS_FILE, PICTURE, CARD = "recipe.yaml", "metrics.json", "training.png", "README.md"
+RUN_FILES = (SETTINGS_FILE, METRICS_FILE, PICTURE, CARD)
 
-_NOT_PARTS = {"loss", "epoch", "step", "learning_rate", "grad_norm", "kd_ramp"}
+_NOT_PARTS = {"loss", "epoch", "step", "learning_rate", "grad_norm", "kd_ramp", "data_wait"}
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Write a file completely or not at all: the path given is written to, and takes the place of `path` at the end."""
+    path = Path(path)
+    part = path.with_name(f".part-{path.name}")  # keeps the suffix, which may say the format
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_run_settings(folder: str | Path, settings: Mapping[str, Any]) -> None:
-    """Write recipe.yaml, whole or not at all: `distill.py --config` with it repeats the run."""
+    """Write recipe.yaml: `hf-gdkd distill --config` with it repeats the run."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    part = Path(folder, f"{SETTINGS_FILE}.part")
-    part.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
-    part.replace(Path(folder, SETTINGS_FILE))
+    with replacing(Path(folder, SETTINGS_FILE)) as part:
+        part.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+
+
+class SettingsWriter(TrainerCallback):
+    """Writes recipe.yaml when training begins, and not before: until then the folder may hold another run."""
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
+        self.folder, self.settings = folder, settings
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if state.is_world_process_zero:
+            write_run_settings(self.folder, self.settings)
 
 
 def read_run_settings(folder: str | Path) -> dict[str, Any] | None:
@@ -33,9 +59,8 @@ def read_run_settings(folder: str | Path) -> dict[str, Any] | None:
 
 def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:
     """Write metrics.json; what is not finite is null."""
-    Path(folder, METRICS_FILE).write_text(
-        json.dumps(_finite(metrics), indent=2, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    with replacing(Path(folder, METRICS_FILE)) as part:
+        part.write_text(json.dumps(_finite(metrics), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:
@@ -50,13 +75,14 @@ def best_and_last(log_history: Sequence[Mapping[str, float]], metric: str) -> di
     return {"best": max(rows, key=lambda row: row[metric]), "last": rows[-1]} if rows else {}
 
 
-def steps_done(checkpoint: str | None) -> int:
-    """Optimizer steps before a checkpoint. Ask before training goes on from it, which may remove it."""
-    return TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}").global_step if checkpoint else 0
-
-
 def ms_per_step(seconds: float, state: TrainerState, begun: int = 0) -> float | None:
-    """Milliseconds per optimizer step, without evaluations, of a run that took `seconds` from step `begun` on."""
+    """Milliseconds an optimizer step, evaluations left out.
+
+    Args:
+        seconds: how long the run took, from step `begun` on.
+        state: the trainer's, after training.
+        begun: the step of the checkpoint from which the run resumed.
+    """
     evaluating = sum(row.get("eval_runtime", 0.0) for row in state.log_history if row["step"] > begun)
     steps = state.global_step - begun
     return 1000 * (seconds - evaluating) / steps if steps > 0 else None
@@ -88,4 +114,5 @@ def draw_training(folder: str | Path, log_history: Sequence[Mapping[str, float]]
     )
     right.grid(alpha=0.3)
     figure.suptitle(title)
-    figure.savefig(Path(folder, PICTURE), dpi=120)
+    with replacing(Path(folder, PICTURE)) as part:
+        figure.savefig(part, dpi=120)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from itertools import islice
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -23,10 +21,8 @@ from ..losses import FeatureLoss
 from ..models.loading import load_teacher
 from .checkpoint_trainer import CheckpointTrainer
 from .config import GDKDConfig
-from .dataloader_workers import DeadWorker, heard, hold_back
 from .distributed import check_engine, name_blocks, place_teacher
 from .feature_distillation import FeatureDistillation
-from .nan_guard import NaNGuard
 from .teacher import Ensemble, Teacher, logits_of
 
 
@@ -114,13 +110,7 @@ class GDKDTrainer(CheckpointTrainer):
         self.label_names = ["labels"]  # Trainer finds none when a plain module's forward takes none
         self._epochs = _Epochs(self.train_dataset)
         self.add_callback(self._epochs)
-        self.finite = NaNGuard(nn.ModuleList([self.model, self.projections]), self.accelerator, self._save_state)
-        self.add_callback(self.finite)
-        # So that the GPU is not waited for when processes tell each other the number of their samples.
-        one_backend = not dist.is_initialized() or dist.get_backend() == "gloo"
-        self._cpu_group = None if one_backend else dist.new_group(backend="gloo")
         self._sums: Tensor | None = None
-        self._steps_per_epoch = 1
 
     def _check_num_labels(self, student: int | None) -> None:
         teacher = self.teacher.num_labels
@@ -133,7 +123,7 @@ class GDKDTrainer(CheckpointTrainer):
             self.distillation_loss.check_num_classes(num_labels)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As Trainer's; `resume_from_checkpoint=True` begins where there is no whole checkpoint."""
+        """As `CheckpointTrainer.train`."""
         self._sums = None  # what an earlier call left unlogged is not part of this one
         with self.features.collecting() if self.features is not None else nullcontext():
             return super().train(*args, **kwargs)
@@ -142,25 +132,25 @@ class GDKDTrainer(CheckpointTrainer):
         """As Trainer's, unless the data set has a sampler of its own, as `Augmented` has for repeated augmentation."""
         return getattr(self.train_dataset, "sampler", None) or super()._get_train_sampler(train_dataset)
 
-    def get_train_dataloader(self) -> DataLoader:
+    def _make_train_dataloader(self) -> DataLoader:
         """As Trainer's, or a stream's own; the seed of its workers is the epoch's, and no number of the training's."""
         if isinstance(self.train_dataset, AugmentedStream):
             loader = self.train_dataset.loader(self.args, self._train_batch_size, self.data_collator)
         else:
-            loader = super().get_train_dataloader()
+            loader = super()._make_train_dataloader()
         loader.base_dataloader.generator = self._epochs.generator
         return loader
 
     def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple:
         """As Trainer's; the optimizer steps of an epoch are kept, for the ramp."""
         values = super().set_initial_training_values(*args, **kwargs)
-        self._steps_per_epoch = values[1]
+        self.steps_per_epoch = values[1]
         return values
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """As Trainer's, or constant but for the steps down at `lr_decay_epochs`."""
         if self.lr_scheduler is None and self.args.lr_decay_epochs:
-            milestones = [round(epoch * self._steps_per_epoch) for epoch in self.args.lr_decay_epochs]
+            milestones = [round(epoch * self.steps_per_epoch) for epoch in self.args.lr_decay_epochs]
             self.lr_scheduler = MultiStepLR(optimizer or self.optimizer, milestones, self.args.lr_decay_rate)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
@@ -170,32 +160,6 @@ class GDKDTrainer(CheckpointTrainer):
         if self.args.decay_all_weights:
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
-
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, int]:
-        """The micro-batches of one optimizer step, and the number of their samples over all processes.
-
-        Raises:
-            TrainingError: a DataLoader worker died or hung, of whatever process; all save the state together.
-        """
-        if len(self.projections):
-            self.projections.zero_grad()  # Trainer's own loop does so for the model
-        batches, dead, random_state = [], None, torch.get_rng_state()
-        try:
-            with heard() if self.args.dataloader_num_workers else nullcontext():
-                batches = list(islice(epoch_iterator, num_batches))
-            if self.args.dataloader_num_workers:
-                hold_back()  # until the step is done
-        except DeadWorker as error:
-            dead = str(error)
-        count = sum(len(batch["pixel_values"]) for batch in batches)
-        if self.args.world_size > 1:
-            dist.all_reduce(tally := torch.tensor([count, dead is not None]), group=self._cpu_group)
-            count, deaths = tally.tolist()
-            dead = dead or (deaths and "A DataLoader worker of another process died.")
-        if dead:
-            torch.set_rng_state(random_state)  # a new epoch's order is drawn again
-            self._end(dead, save=True)
-        return batches, count
 
     def compute_loss(
         self,
@@ -224,7 +188,7 @@ class GDKDTrainer(CheckpointTrainer):
         scale = self.accelerator.num_processes / (size if num_items_in_batch is None else num_items_in_batch)
         loss = terms["ce"] * (self.args.ce_weight * scale) if terms else 0.0
         # state.epoch counts micro-batches: where the last is ragged, it depends on how the steps are split.
-        ramp = self.args.ramp(self.state.global_step / self._steps_per_epoch)
+        ramp = self.args.ramp(self.state.global_step / self.steps_per_epoch)
         if self.teacher is not None:
             teacher_logits = self.teacher(inputs)
             parts = self._parts(student_logits, teacher_logits, labels)

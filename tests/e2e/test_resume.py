@@ -21,7 +21,7 @@ def test_resuming(tmp_path, capsys):
 
     main(words)
     first = (tmp_path / "student/model.safetensors").read_bytes()
-    assert "holds no whole checkpoint: the run begins anew" in capsys.readouterr().out
+    assert "holds no complete checkpoint: the run begins anew" in capsys.readouterr().out
     main(words)
     assert (tmp_path / "student/model.safetensors").read_bytes() == first
 

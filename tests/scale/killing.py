@@ -30,7 +30,7 @@ from hf_gdkd import GDKDConfig, GDKDTrainer
 from hf_gdkd.commands.running import quiet, run
 from hf_gdkd.data.datasets import Augmented, collate
 from hf_gdkd.data.views import TrainTransform, View
-from hf_gdkd.training.checkpoints import checkpoint_to_resume, is_whole
+from hf_gdkd.training.checkpoints import is_complete
 from hf_gdkd.training.ema import EMA
 
 SEED, CLASSES, SIZE, SAMPLES = 20, 5, 8, 42  # 42 = 10 * 4 + 2: 11 micro-batches, 6 steps an epoch
@@ -109,7 +109,6 @@ class Watched(GDKDTrainer):
 def train(folder: Path, kill: dict[str, int] | None = None, trainer: type[Watched] = Watched) -> None:
     """One run, or what is left of it, as scripts/distill.py has it."""
     args = GDKDConfig(output_dir=str(folder), **OPTIONS)
-    checkpoint = checkpoint_to_resume(args, overwrite=False)
     view = View(ViTImageProcessor(size={"height": SIZE, "width": SIZE}))
     trainer = trainer(
         vit(1, hidden_dropout_prob=0.2), vit(2), args, data_collator=collate, processing_class=view.processor,
@@ -118,7 +117,7 @@ def train(folder: Path, kill: dict[str, int] | None = None, trainer: type[Watche
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.kill = kill
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     sys.setprofile(None)
     (folder / "calls.json").write_text(json.dumps({"all": trainer.calls, "saves": trainer.saves}))
@@ -150,8 +149,8 @@ def end(pid: int) -> int:
 
 
 def checkpoints(folder: Path) -> dict[str, bool]:
-    """The checkpoints in a folder, and whether each is whole."""
-    return {path.name: is_whole(path) for path in sorted(folder.glob("checkpoint-*"))}
+    """The checkpoints in a folder, and whether each is complete."""
+    return {path.name: is_complete(path) for path in sorted(folder.glob("checkpoint-*"))}
 
 
 def plans(r: random.Random, calls: dict, seconds: float) -> list[dict[str, float]]:

@@ -48,7 +48,7 @@ def test_a_killed_run_ends_with_the_same_weights(runs, i):
 
 
 def test_the_kills_hit_the_writing_of_checkpoints(runs):
-    """So that the equalities above say something: many left a torn checkpoint, most of them beside a whole one."""
+    """So that the equalities above say something: many left a torn checkpoint, most of them beside a complete one."""
     left = [runs[1][f"killed-{i}"]["left"][0] for i in range(KILLS)]
     assert sum(not all(checkpoints.values()) for checkpoints in left) >= KILLS // 3
     assert sum(set(checkpoints.values()) == {True, False} for checkpoints in left) >= KILLS // 4
@@ -62,14 +62,14 @@ def test_without_what_resuming_restores_the_weights_differ(runs, name):
 
 @pytest.mark.parametrize("i", range(FULL))
 def test_a_full_disk(runs, i):
-    """One sentence and an exit code; the checkpoint before is whole, and the run can go on from it."""
+    """One sentence and an exit code; the checkpoint before is complete, and the run can go on from it."""
     folder, results, printed = runs
     result = results[f"full-{i}"]
     assert result["ended"][0] == TrainingError.exit_code == 4
-    whole = [name for name, is_whole in result["left"][0].items() if is_whole]
+    whole = [name for name, is_complete in result["left"][0].items() if is_complete]
     said = [line for line in printed.splitlines() if line.startswith(f"error: {folder / f'full-{i}'}")]
-    assert len(whole) == len(said) == 1 and " could not be written, with " in said[0]
-    assert f"{folder / f'full-{i}' / whole[0]} is whole: make room and go on" in said[0]
+    assert len(whole) == len(said) == 1 and " could not be written: File too large. " in said[0]
+    assert f"{folder / f'full-{i}' / whole[0]} is complete: when that is solved, go on" in said[0]
     assert weights(runs, f"full-{i}") == weights(runs, "reference")
 
 

@@ -58,7 +58,7 @@ def assert_same(run, reference):
     weights, log = run
     expected, expected_log = reference
     assert (weights - expected).norm() <= 1e-5 * expected.norm()
-    parts = set(expected_log[0]) - {"epoch", "grad_norm", "learning_rate"}
+    parts = set(expected_log[0]) - {"epoch", "grad_norm", "learning_rate", "data_wait"}
     assert {"loss", "ce", "kd"} <= parts and len(log) == len(expected_log) == 5
     for row, wanted in zip(log, expected_log, strict=True):
         assert {name: row[name] for name in parts} == pytest.approx({name: wanted[name] for name in parts}, rel=1e-4)

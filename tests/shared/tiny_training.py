@@ -117,7 +117,9 @@ def weights(trainer):
 
 
 def rows(trainer):
-    return [row for row in trainer.state.log_history if "loss" in row]
+    """What was logged in training, but for the time that was waited for data."""
+    logged = [row for row in trainer.state.log_history if "loss" in row]
+    return [{name: value for name, value in row.items() if name != "data_wait"} for row in logged]
 
 
 class StopAt(TrainerCallback):

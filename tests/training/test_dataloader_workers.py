@@ -1,4 +1,4 @@
-"""A DataLoader worker that dies or hangs ends the run with a sentence and a whole checkpoint, and never with a hang."""
+"""A DataLoader worker that dies or hangs ends the run with a sentence and a complete checkpoint, never with a hang."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from transformers import TrainerCallback
 
 from hf_gdkd import GDKDTrainer
 from hf_gdkd.errors import InputError, TrainingError
-from hf_gdkd.training.dataloader_workers import release
 
 pytestmark = pytest.mark.timeout(120)
 KILLED = r"^DataLoader worker .*(killed by signal: Killed|exited unexpectedly)\."  # as soon as it is seen
@@ -66,8 +65,8 @@ def whole(tmp_path_factory):
 
 def checkpoint_of(error):
     text = str(error.value)
-    assert "\n" not in text and text.endswith("where memory is short.")
-    return text.split(" is in ")[1].split(". Go on")[0]
+    assert "\n" not in text and text.endswith("if memory is short.")
+    return text.split(" is in ")[1].split(". Resume")[0]
 
 
 def assert_goes_on(checkpoint, folder, whole, **options):
@@ -124,11 +123,10 @@ def test_a_worker_of_the_evaluation(tmp_path):
 
 def test_torch_raises_as_ever_after_training(tmp_path, whole):
     """Outside of training, the handler is torch's own again."""
-    release()  # what an earlier test held back
     assert "torch" in signal.getsignal(signal.SIGCHLD).__module__
     args = config(tmp_path, "ce", dataloader_num_workers=2)
     trainer = GDKDTrainer(student(), None, args, eval_dataset=Faulty(killed))
-    with pytest.raises(TrainingError, match=rf"{KILLED} Go on"):
+    with pytest.raises(TrainingError, match=rf"{KILLED} Resume"):
         trainer.evaluate()
     assert not list(tmp_path.glob("checkpoint-*"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -197,7 +198,7 @@ def test_resumed_is_uninterrupted(tmp_path, step, accumulate):
     assert straight.state.global_step == resumed.state.global_step == 9
 
 
-def test_true_resumes_from_the_last_whole_checkpoint(tmp_path):
+def test_true_resumes_from_the_last_complete_checkpoint(tmp_path):
     straight = distil(tmp_path / "a", num_train_epochs=2)
     distil(tmp_path / "b", num_train_epochs=2, callbacks=[StopAt(2)])
     (tmp_path / "b" / "checkpoint-4").mkdir()
@@ -206,13 +207,18 @@ def test_true_resumes_from_the_last_whole_checkpoint(tmp_path):
     assert rows(resumed)[1:] == rows(straight)[1:]
 
 
-def test_a_save_removes_what_an_earlier_attempt_left_from_there_on(tmp_path):
-    """Else rotation would count torn checkpoints, and the last one could be another attempt's."""
+def test_a_resumed_run_removes_the_incomplete_checkpoints_that_come_later(tmp_path):
+    """Else rotation would count them. Complete ones are never removed without a flag."""
     options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 1}
-    distil(tmp_path, **options)
-    assert len(list(tmp_path.glob("checkpoint-*"))) == 6
+    first = distil(tmp_path, **options)
     (tmp_path / "checkpoint-4" / "optimizer.pt").unlink()
-    distil(tmp_path, resume=str(tmp_path / "checkpoint-2"), callbacks=[StopAt(3)], **options)
+    start = str(tmp_path / "checkpoint-2")
+    with pytest.raises(InputError, match=r"would replace .*checkpoint-6: .*--overwrite"):
+        first.train(start)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 6
+    for name in ("checkpoint-3", "checkpoint-5", "checkpoint-6"):
+        shutil.rmtree(tmp_path / name)
+    distil(tmp_path, resume=start, callbacks=[StopAt(3)], **options)
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{i}" for i in (1, 2, 3)}
 
 
@@ -224,19 +230,22 @@ class SavesTwice(InOrder):
         return super().save_model(*args, **kwargs)
 
     def training_step(self, *args, **kwargs):
-        self._save_state()
+        self.save_state()
         return super().training_step(*args, **kwargs)
 
 
 def test_a_checkpoint_is_not_written_over(tmp_path):
-    """A kill in the middle of that could cost the only whole one."""
+    """A kill in the middle of that could cost the only complete one."""
     options = {"trainer": SavesTwice, "save_strategy": "steps", "save_steps": 1}
     trainer = distil(tmp_path, **options)
     assert trainer.saved == [0, 1, 2, 3]
+    shutil.rmtree(tmp_path / "checkpoint-3")
     resumed = distil(tmp_path, resume=str(tmp_path / "checkpoint-2"), **options)
     assert resumed.saved == [3]
-    trainer.train()
-    assert trainer.saved == [0, 1, 2, 3, 1, 2, 3]
+    with pytest.raises(InputError, match=r"already holds a run.*train\(overwrite=True\)"):
+        trainer.train()
+    trainer.train(overwrite=True)
+    assert trainer.saved == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
 def test_evaluation_does_not_change_the_training(tmp_path):
