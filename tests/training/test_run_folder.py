@@ -145,7 +145,7 @@ def test_a_run_from_python_leaves_another_alone(tmp_path, only_model):
 
 
 def test_trials_of_a_search_have_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.trainer_callback.hp_params", lambda trial: trial.params)
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
     trainer = GDKDTrainer(
         None, None, config(tmp_path, **SAVES), train_dataset=make_data(), model_init=lambda: make(Plain)
     )
