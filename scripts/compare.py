@@ -41,7 +41,7 @@ from hf_gdkd.commands.arguments.settings import as_flags
 from hf_gdkd.commands.running import run
 from hf_gdkd.comparison.reproduction import reproduction
 from hf_gdkd.comparison.results import paired, read_reported
-from hf_gdkd.comparison.spec import Comparison, Job, Settings
+from hf_gdkd.comparison.spec import Comparison, Job, Metrics
 from hf_gdkd.comparison.tables import write_report
 from hf_gdkd.data.decoding import Opened
 from hf_gdkd.data.loading import Data, load_data
@@ -52,12 +52,12 @@ from hf_gdkd.scripts.benchmark_losses import peak_mb_of, provenance
 from hf_gdkd.training.teacher import Teacher
 
 
-def train(job: Job) -> Settings:
+def train(job: Job) -> Metrics:
     (job.folder / "test.json").unlink(missing_ok=True)
     return distill.main(as_flags(job.flags | {"output_dir": str(job.folder)}))
 
 
-def peak(job: Job) -> Settings:
+def peak(job: Job) -> Metrics:
     """The most MB (1e6 bytes) that tensors held in a run of a few steps: models, optimizer, batch, activations."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -68,7 +68,7 @@ def peak(job: Job) -> Settings:
     return {"peak_mb": peak_mb_of(profile)}
 
 
-def test(job: Job) -> Settings:
+def test(job: Job) -> Metrics:
     """The numbers of what a run left, `last` epoch and `best`, on the test split."""
     script, args = parse(as_flags(job.flags | {"output_dir": str(job.folder)}))
     data = _test_data(script.dataset, json.dumps(script.data_options()))
@@ -88,7 +88,7 @@ def _test_data(dataset: str, options: str) -> Data:
     return data
 
 
-KINDS: dict[str, Callable[[Job], Settings]] = {"train": train, "peak": peak, "test": test}
+KINDS: dict[str, Callable[[Job], Metrics]] = {"train": train, "peak": peak, "test": test}
 
 
 def work(job: Job) -> None:
@@ -167,7 +167,8 @@ class Workers:
                 future.result()
         except BrokenProcessPool as error:
             raise TrainingError(
-                "a worker died, as it does when memory is short: the same command goes on, with fewer --workers."
+                "a worker process died, probably for lack of memory: run the same command again, with fewer --workers; "
+                "what is finished is kept."
             ) from error
         bar.update(len(done))
         return [busy.pop(future) for future in done]

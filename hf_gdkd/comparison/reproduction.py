@@ -34,12 +34,15 @@ def reproduction(reported: Path) -> str:
             `recipes`, each with the hours of a run and a figure a loss, None where there is none.
 
     Raises:
-        InputError: it cannot be read, or names a recipe that is none.
+        InputError: it cannot be read, has another structure, or names a recipe that does not exist.
     """
     try:
         groups = yaml.safe_load(reported.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"{reported} cannot be read: {first_sentence(error)}") from error
+    keys = {"title", "about", "losses", "recipes"}
+    if not isinstance(groups, list) or not all(isinstance(group, dict) and keys <= group.keys() for group in groups):
+        raise InputError(f"{reported} is not a list of groups, each with {', '.join(sorted(keys))}: write it so.")
     return "\n".join([INTRODUCTION, *map(_as_markdown, groups)])
 
 
@@ -63,7 +66,7 @@ def _as_markdown(group: Mapping[str, Any]) -> str:
 
 
 def _here(name: str, loss: str, standardize: str | None = None) -> str:
-    """What a run of this recipe left; one that was cut short or has other settings is none."""
+    """The top-1 accuracy of a run of this recipe; "not run" if it was cut short or has other settings."""
     settings = recipe_settings(name, loss, standardize)
     folder, free = settings["output_dir"], ("output_dir", "teacher", "per_device_train_batch_size")
     run, metrics = read_run_settings(folder), Path(folder, METRICS_FILE)

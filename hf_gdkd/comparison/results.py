@@ -17,7 +17,7 @@ from scipy import stats
 
 from ..errors import InputError
 
-FILES = "results"  # the folder of CSV and picture, beside the report
+RESULTS_FOLDER = "results"  # of the CSV files and pictures, beside the report
 
 
 @dataclass
@@ -121,18 +121,25 @@ def write_csv(path: Path, section: Section) -> None:
 
 
 def read_reported(report: Path, dataset: str, student: str) -> dict[str, dict[str, Any]]:
-    """`settings` and the interval `to_ce` (low, high) of every loss that a report's CSV holds.
+    """Read the `settings` and the interval `to_ce` (low, high) of every loss from a report's CSV.
 
     Raises:
-        InputError: there is no such CSV, or no such student in it.
+        InputError: there is no such CSV, it is not complete, or it has no such student.
     """
-    path = report.parent / FILES / f"{dataset}.csv"
+    path = report.parent / RESULTS_FOLDER / f"{dataset}.csv"
     if not path.is_file():
-        raise InputError(f"there is no {path}: write the report first, or name it with --report.")
+        raise InputError(f"{path} does not exist: write the report first, or name it with --report.")
     with path.open(newline="", encoding="utf-8") as file:
-        lines = [line for line in csv.DictReader(file) if line["student"] == student and line["tuned_on"] == dataset]
+        rows = csv.DictReader(file)
+        if missing := {"loss", "student", "tuned_on", "settings", "to_ce_low", "to_ce_high"} - set(
+            rows.fieldnames or ()
+        ):
+            raise InputError(f"{path} has no column {min(missing)}: write the report again.")
+        every = [row for row in rows if row["tuned_on"] == dataset]
+    lines = [row for row in every if row["student"] == student]
     if not lines:
-        raise InputError(f"{path} has no student {student}: name one that it has.")
+        students = ", ".join(dict.fromkeys(row["student"] for row in every)) or "none"
+        raise InputError(f"{path} has no student {student}: it has {students}.")
     return {
         line["loss"]: {
             "settings": json.loads(line["settings"]),

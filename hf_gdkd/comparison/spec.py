@@ -16,12 +16,18 @@ from ..commands.arguments.settings import as_flags
 from ..errors import InputError, first_sentence
 from .results import Row, Section, Trial
 
-Settings = dict[str, Any]  # flags of distill.py
+Settings = dict[str, Any]  # of runs, by the names of distill.py's flags
+Metrics = dict[str, Any]  # what came out of a run, as its metrics.json holds it
 ALWAYS: Settings = {"student_init": "random", "disable_tqdm": True, "overwrite": True}
 ONCE: Settings = {"eval_strategy": "no", "save_strategy": "no"}
 EVERY_EPOCH: Settings = {  # the output folder then holds the last epoch, its only checkpoint the best
     **{"eval_strategy": "epoch", "save_strategy": "best", "metric_for_best_model": "top1"},
     **{"save_only_model": True, "save_total_limit": 1},
+}
+KINDS_OF_VALUES = {
+    **dict.fromkeys(("students", "losses", "validation", "training"), (dict, "a mapping")),
+    **{"seeds": (list, "a list of numbers"), "trials": (int, "a number"), "tuning_seed": (int, "a number")},
+    **dict.fromkeys(("dataset", "test_split", "remarks"), (str, "text")),
 }
 SET_HERE = ("dataset", "train_split", "eval_split", "validation_rows", "seed", "teacher", "output_dir")
 
@@ -34,15 +40,15 @@ class Job:
     folder: Path
     flags: Settings
 
-    def result(self) -> Settings | None:
-        """`metrics`, or `error` where the loss was not finite; None when it is not done, or was with other flags."""
+    def result(self) -> Metrics | None:
+        """Read `metrics`, or `error` where the loss was not finite; None if it is not done, or was with other flags."""
         try:
             result = json.loads((self.folder / f"{self.kind}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return result if result["flags"] == self.flags else None
 
-    def metrics(self) -> Settings:
+    def metrics(self) -> Metrics:
         return (self.result() or {}).get("metrics", {})
 
 
@@ -78,37 +84,47 @@ class Comparison:
         except (OSError, yaml.YAMLError) as error:
             raise InputError(f"{path} cannot be read: {first_sentence(error)}") from error
         keys = {each.name for each in fields(cls)} - {"name", "folder", "others"}
+        if not isinstance(spec, dict):
+            raise InputError(f"{path} is not a comparison: write a mapping with the keys {', '.join(sorted(keys))}.")
         for what, names in (
             ("lacks", keys - {"training", "carried_seeds", "remarks"} - set(spec)),
             ("has an unknown key", set(spec) - keys),
         ):
             if names:
-                raise InputError(f"{path} {what} {min(names)}: its keys are {', '.join(sorted(keys))}.")
+                raise InputError(f"{path} {what} {min(map(str, names))}: its keys are {', '.join(sorted(keys))}.")
+        for key, (kind, name) in KINDS_OF_VALUES.items():
+            if not isinstance(spec.get(key, kind()), kind):
+                raise InputError(f"{path}: {key} is {spec[key]!r}: write {name}.")
+        for key, kind in {"students": dict, "losses": list}.items():
+            for name, value in spec[key].items():
+                if not isinstance(value, kind) or not all(isinstance(each, dict | str) for each in value):
+                    wanted = "a mapping of settings" if kind is dict else "a list of mappings, one for each trial"
+                    raise InputError(f"{path}: {name} of {key} is {value!r}: write {wanted}.")
         return cls(path.stem, output_dir / path.stem, **spec)
 
     def __post_init__(self) -> None:
         for row, trials in self.losses.items():
             if len(trials) != self.trials:
                 raise InputError(
-                    f"{self.name}: {row} has {len(trials)} trials, and trials is {self.trials}: give every loss the "
-                    "same budget."
+                    f"{self.name}: {row} has {len(trials)} trials, and trials is {self.trials}: list as many "
+                    "for every loss."
                 )
         if missing := {"ce", "kd"} - self.losses.keys():
-            raise InputError(f"{self.name}: losses lacks {min(missing)}, to which the others are compared: add it.")
+            raise InputError(f"{self.name}: losses lacks {min(missing)}, with which the others are compared: add it.")
         trained = {"teacher": self.teacher} if isinstance(self.teacher, dict) else {}
         for what, settings in {"validation": self.validation, **trained}.items():
             split = "validation_rows" not in settings and settings.get("eval_split", self.test_split)
             if split == self.test_split:
                 raise InputError(
-                    f"{self.name}: {what} would look at the test split {self.test_split}: give it validation_rows, "
+                    f"{self.name}: {what} would look at the test split {self.test_split}: use validation_rows, "
                     "or another eval_split."
                 )
         if not set(self.carried_seeds or ()) <= set(self.seeds):
-            raise InputError(f"{self.name}: carried_seeds holds some that are not among the seeds: take them out.")
+            raise InputError(f"{self.name}: carried_seeds has some that are not among the seeds: remove them.")
         trials = [trial for trials in self.losses.values() for trial in trials]
         for settings in (self.training, *self.students.values(), *trials):
             if wrong := settings.keys() & set(SET_HERE):
-                raise InputError(f"{self.name}: {min(wrong)} cannot be set for some runs alone: take it out.")
+                raise InputError(f"{self.name}: {min(wrong)} cannot be set for single runs: remove it.")
         for job in self.teachers() + self.tuning():
             parse(as_flags(job.flags))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from .results import FILES, Row, Section, Trial, draw, mean_and_deviation, paired, write_csv
+from .results import RESULTS_FOLDER, Row, Section, Trial, draw, mean_and_deviation, paired, write_csv
 
 JUDGED = ("gdkd", "gdkd3")  # the losses that the sentences are about
 VERDICTS = ("above", "no difference seen to", "below")  # what a paired interval says
@@ -38,12 +38,12 @@ def write_report(
     path: Path, sections: Sequence[Section], command: Sequence[str], about: Mapping[str, Any], appendix: str = ""
 ) -> None:
     """Write the report, `appendix` at its end, and a CSV and a picture a section in the folder `results` beside it."""
-    (path.parent / FILES).mkdir(parents=True, exist_ok=True)
+    (path.parent / RESULTS_FOLDER).mkdir(parents=True, exist_ok=True)
     text = [f"# Results\n\nWritten by `{shlex.join(command)}`: {', '.join(f'{k} {v}' for k, v in about.items())}.\n"]
     text += [HOW_TO_READ, *summary(sections), ""]
     for section in sections:
-        write_csv(path.parent / FILES / f"{section.name}.csv", section)
-        draw(path.parent / FILES / f"{section.name}.png", section)
+        write_csv(path.parent / RESULTS_FOLDER / f"{section.name}.csv", section)
+        draw(path.parent / RESULTS_FOLDER / f"{section.name}.png", section)
         text.append(as_markdown(section))
     path.write_text("\n".join([*text, appendix]).rstrip() + "\n", encoding="utf-8")
 
@@ -54,7 +54,7 @@ def as_markdown(section: Section) -> str:
     if section.teacher:
         size, top1 = section.teacher["parameters"], 100 * section.teacher["top1"]
         lines.append(f"\nThe teacher ({size:,} parameters) has {top1:.2f} % on the test split.")
-    lines.append(f"\n![accuracy against time a step]({FILES}/{section.name}.png)")
+    lines.append(f"\n![accuracy against time a step]({RESULTS_FOLDER}/{section.name}.png)")
     for student in section.students():
         rows = section.tuned_here(student)
         lines += [

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from hf_gdkd.comparison.results import Row, Section, Trial, mean_and_deviation, paired, spread
+from hf_gdkd.comparison.results import Row, Section, Trial, mean_and_deviation, paired, read_reported, spread
 from hf_gdkd.comparison.spec import Comparison
 from hf_gdkd.comparison.tables import carried, findings, summary, tuning
 from hf_gdkd.errors import InputError, TrainingError
@@ -127,13 +127,17 @@ def test_a_setting_from_elsewhere_is_compared_with_the_one_tuned_here():
         ({"validation": {"eval_split": "test"}}, "validation would look at the test split test"),
         ({"validation": {}}, "validation would look at the test split"),
         ({"teacher": {"student": "scripts/demo/teacher"}}, "teacher would look at the test split"),
-        ({"training": {"eval_split": "test"}}, "eval_split cannot be set for some runs alone"),
-        ({"losses": SPEC["losses"] | {"gdkd": [{"k": 3}, {"seed": 1}]}}, "seed cannot be set for some runs alone"),
+        ({"training": {"eval_split": "test"}}, "eval_split cannot be set for single runs"),
+        ({"losses": SPEC["losses"] | {"gdkd": [{"k": 3}, {"seed": 1}]}}, "seed cannot be set for single runs"),
         ({"losses": SPEC["losses"] | {"gdkd": [{"k": 3}, {"beta": 1}]}}, "takes no option 'beta'"),
         ({"students": {"cnn": {"student": "scripts/demo/cnn", "learning_rat": 1}}}, "unknown argument"),
-        ({"carried_seeds": [0, 9]}, "carried_seeds holds some that are not among the seeds"),
+        ({"carried_seeds": [0, 9]}, "carried_seeds has some that are not among the seeds"),
         ({"sedes": [1]}, "has an unknown key sedes"),
         ({"seeds": None}, "lacks seeds"),
+        ({"seeds": 3}, "seeds is 3: write a list of numbers"),
+        ({"students": ["cnn"]}, "students is .'cnn'.: write a mapping"),
+        ({"students": {"cnn": "folder"}}, "cnn of students is 'folder': write a mapping of settings"),
+        ({"losses": SPEC["losses"] | {"gdkd": {"k": 3}}}, "gdkd of losses is .*: write a list of mappings, one for"),
     ],
     ids=lambda value: None if isinstance(value, dict) else value.replace(" ", "-")[:30],
 )
@@ -142,6 +146,24 @@ def test_a_faulty_comparison_is_an_error_before_any_run(tmp_path, change, says):
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(spec))
     with pytest.raises(InputError, match=says):
         Comparison.read(tmp_path / "a.yaml", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "digits"])
+def test_a_file_that_is_no_comparison(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"a\.yaml is not a comparison: write a mapping with the keys carried_seeds, "):
+        Comparison.read(tmp_path / "a.yaml", tmp_path)
+
+
+@pytest.mark.parametrize("text, says", [
+    ("", "has no column loss: write the report again"),
+    ("loss,student,tuned_on,settings,to_ce_low,to_ce_high\n", "has no student cnn: it has none"),
+])  # fmt: skip
+def test_a_csv_of_a_report_that_holds_nothing(tmp_path, text, says):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/a.csv").write_text(text)
+    with pytest.raises(InputError, match=says):
+        read_reported(tmp_path / "RESULTS.md", "a", "cnn")
 
 
 class Runs:

@@ -70,3 +70,10 @@ def test_what_was_run_stands_beside_what_was_reported(tmp_path, monkeypatch):
 def test_a_file_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         reproduction(tmp_path / "reported.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "a: 1", "- title: it"])
+def test_a_file_without_groups(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"a\.yaml is not a list of groups, each with about, losses, recipes, title"):
+        reproduction(tmp_path / "a.yaml")
