@@ -103,23 +103,22 @@ def load_data(
     for split, rows in splits.items():
         splits[split], bad = check_images(rows, f"data set {name}, split {split}: ", skip=on_bad_image == "skip")
         bad_images += bad
-    train = splits.get(train_split)
-    if eval_split is None or train_rows is not None:
-        tenth = -(-len(train) // 10) if eval_split is None and train is not None else 0
-        held_out = validation_rows if validation_rows is not None else tenth
-        if train is not None and len(train) < (train_rows or 1) + held_out:
+    train, evaluation = splits.get(train_split), splits.get(eval_split)
+    if train is not None:
+        held_out = 0 if eval_split else -(-len(train) // 10) if validation_rows is None else validation_rows
+        if len(train) < (train_rows or 1) + held_out:
             raise InputError(
                 f"data set {name}, split {train_split}, has {len(train)} rows, too few for "
                 f"{f'train_rows {train_rows}' if train_rows else 'one to train on'} and {held_out} to evaluate on: ask "
                 "for fewer, or use a data set with more."
             )
-    if eval_split is None:
-        eval_split = f"{train_split} ({'held-out tenth' if validation_rows is None else f'{held_out} rows held out'})"
-        train, evaluation = hold_out(train, held_out)
-    else:
-        evaluation = splits[eval_split]
-    if train_rows is not None and train is not None and train_rows < len(train):
-        _, train = hold_out(train, train_rows, seed)
+        if held_out or train_rows is not None:
+            train, drawn = hold_out(train, held_out, train_rows, seed)
+            evaluation = drawn if evaluation is None else evaluation
+        if eval_split is None:
+            eval_split = (
+                f"{train_split} ({'held-out tenth' if validation_rows is None else f'{held_out} rows held out'})"
+            )
     train = None if eval_only else stream or train
     shape = {"flip": False, "crop_scale": 0.6} if name == "digits" else {}
     return Data(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from datasets import Dataset
 
-HELD_OUT = 0.1  # of the train split, when the data set has no other split
 HELD_OUT_SEED = 42  # held-out rows are the same whatever the seed of the training
 
 ROW = "sample_id"  # the column that holds a row's number in its split
@@ -16,16 +15,19 @@ def numbered(rows: Dataset) -> Dataset:
     return rows.add_column(ROW, np.arange(len(rows)))
 
 
-def hold_out(rows: Dataset, size: int, seed: int = HELD_OUT_SEED) -> tuple[Dataset, Dataset]:
-    """The rows without `size` of them, and these; drawn at random, stratified where there are labels."""
-    labels = column(rows, "labels") if "labels" in rows.column_names else np.zeros(len(rows), np.int64)
-    drawn = draw(labels, size, seed)
-    return rows.select(np.flatnonzero(~drawn)), rows.select(np.flatnonzero(drawn))
+def hold_out(rows: Dataset, size: int, train_rows: int | None = None, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """The rows to train on and `size` others, drawn at random, stratified where there are labels.
 
-
-def column(rows: Dataset, name: str) -> np.ndarray:
-    """A column of numbers without decoding anything else."""
-    return rows.select_columns(name).with_format("numpy")[:][name]
+    `seed` draws the `train_rows` (None: all) from those that are not held out, and these do not depend on it.
+    """
+    labels = np.zeros(len(rows), np.int64)
+    if "labels" in rows.column_names:
+        labels = rows.select_columns("labels").with_format("arrow")[:]["labels"].to_numpy()
+    held_out = draw(labels, size, HELD_OUT_SEED)
+    rest = np.flatnonzero(~held_out)
+    if train_rows is not None and train_rows < len(rest):
+        rest = rest[draw(labels[rest], train_rows, seed)]
+    return rows.select(rest), rows.select(np.flatnonzero(held_out))
 
 
 def draw(labels: np.ndarray, size: int, seed: int) -> np.ndarray:

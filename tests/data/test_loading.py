@@ -243,7 +243,7 @@ def test_unknown_split(tmp_path):
 
 
 def test_hub_data_set(tmp_path):
-    """An id goes through `load_dataset`: here to a Hub on loopback, from a process of its own."""
+    """A Hub on loopback, in another process; the test split is not downloaded, and the cache serves without the Hub."""
     code = (
         "import json; from hf_gdkd.data.loading import load_data; d = load_data('timm/mini-imagenet');"
         "print(json.dumps([len(d.label_names), d.label_names[0], len(d.train), len(d.eval), d.eval_split,"
@@ -253,9 +253,15 @@ def test_hub_data_set(tmp_path):
         tiny_datasets(hub)
         env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | hub.env(home=tmp_path)
         done = subprocess.run([sys.executable, "-c", code], env=env, text=True, capture_output=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    expected = [100, "n01440764", 400, 200, "validation", [48, 40]]
-    assert json.loads(done.stdout.splitlines()[-1]) == expected
+        read = [target for _, target, _ in hub.log if "resolve" in target and ".parquet" in target]
+        offline = subprocess.run(
+            [sys.executable, "-c", code], env=env | {"HF_HUB_OFFLINE": "1"}, text=True, capture_output=True, timeout=120
+        )
+    for process in (done, offline):
+        assert process.returncode == 0, process.stderr
+        expected = [100, "n01440764", 400, 200, "validation", [48, 40]]
+        assert json.loads(process.stdout.splitlines()[-1]) == expected
+    assert read and not any("test" in target for target in read)
 
 
 # -- images that cannot be read ----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import datasets
 import pytest
 import torch
 import yaml
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Image
 from pictures import ROWS, encode, parquet, picture, words
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, IterableDataset
@@ -21,6 +21,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from hf_gdkd import GDKDConfig, GDKDTrainer
 from hf_gdkd.commands.arguments.parsing import parse
 from hf_gdkd.data.datasets import collate
+from hf_gdkd.data.decoding import open_image
 from hf_gdkd.data.loading import load_data
 from hf_gdkd.data.streaming import AugmentedStream
 from hf_gdkd.data.views import TrainTransform, View
@@ -120,6 +121,63 @@ def test_a_sample_is_augmented_anew_each_pass_and_alike_each_time(tmp_path):
     assert not any(torch.equal(first[i], second[i]) for i in range(ROWS))
 
 
+def sorted_rows(folder, classes=20, each=30):
+    """Sorted by class, in one file of small row groups, as many data sets are."""
+    folder.mkdir()
+    labels = [label for label in range(classes) for _ in range(each)]
+    images = [encode(picture(label, (4, 4))) for label in range(classes)]
+    columns = {"image": [{"bytes": images[label], "path": None} for label in labels], "label": labels}
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(i) for i in range(classes)])})
+    for split in ("train", "test"):
+        Dataset.from_dict(columns, features).to_parquet(folder / f"{split}.parquet", batch_size=15)
+    return str(folder)
+
+
+def test_sorted_rows_are_shuffled(tmp_path, caplog):
+    """A buffer of 60 rows is fed by all row groups in turns, and not by the first four."""
+    folder = sorted_rows(tmp_path / "data")
+    samples = stream(folder, shuffle_buffer=60)
+    labels = [sample["labels"] for sample in samples.one_pass(0)]
+    batches = [labels[i : i + 20] for i in range(0, 400, 20)]
+    assert sorted(labels) == sorted([*range(20)] * 30)
+    assert sum(len({*batch}) for batch in batches) / len(batches) > 10
+
+
+@pytest.mark.parametrize("buffer, said", [(1, True), (600, False)])
+def test_a_batch_of_few_classes_is_said(tmp_path, caplog, monkeypatch, buffer, said):
+    samples = stream(sorted_rows(tmp_path / "data"), shuffle_buffer=buffer)
+    args = GDKDConfig(output_dir=str(tmp_path), use_cpu=True, dataloader_pin_memory=False)
+    shuffle = samples.rows.shuffle
+    few = shuffle if buffer > 1 else lambda seed, **_: samples.rows
+    monkeypatch.setattr(samples.rows, "shuffle", few)
+    next(iter(samples.loader(args, 40, collate)))
+    assert ("of 20 classes, where about 17 were expected: the data set seems to be sorted" in caplog.text) is said
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_passed_over_is_not_decoded_again(tmp_path, monkeypatch, workers):
+    """The batches after it are those of a stream that was read from the beginning."""
+    folder = parquet(tmp_path / "data", shard=2)
+    args = GDKDConfig(
+        output_dir=str(tmp_path), use_cpu=True, dataloader_pin_memory=False, dataloader_num_workers=workers
+    )
+    whole = itertools.islice(stream(folder).loader(args, 4, collate), 12)
+    whole = [batch["labels"].tolist() for batch in whole]
+    opened = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def counted(*words):
+        opened.add_(1)
+        return open_image(*words)
+
+    monkeypatch.setattr("hf_gdkd.data.streaming.open_image", counted)
+    samples = stream(folder)
+    samples.skip_batches(9)
+    loader = iter(samples.loader(args, 4, collate))
+    assert all(set(next(loader)) == {"sample_id"} for _ in range(9))
+    assert int(opened) <= 4 * (1 + 2 * workers)  # what is read ahead
+    assert [next(loader)["labels"].tolist() for _ in range(3)] == whole[9:]
+
+
 # -- what cannot be streamed ---------------------------------------------------------------------------------
 
 
@@ -156,12 +214,14 @@ def test_a_label_that_is_no_class(tmp_path):
     ([], "--streaming needs --max_steps"),
     (["--max_steps", "9", "--mixup_alpha", "0.2"], "draw from the whole data set"),
     (["--max_steps", "9", "--repeated_augmentation", "3"], "draw from the whole data set"),
+    (["--max_steps", "9", "--shuffle_buffer", "0"], "shuffle_buffer is 0: use a number of at least 1"),
     (["--max_steps", "9", "--kd_warmup_epochs", "5"], "kd_warmup_epochs is 5.0: with --streaming all max_"),
 ])  # fmt: skip
 def test_what_a_stream_does_not_take(words, said):
     models = ["--student", "small", "--teacher", "big", "--output_dir", "x"]
     refusal(lambda: parse([*models, "--streaming", *words]), said)
-    parse([*models, "--streaming", "--max_steps", "9", "--kd_warmup_epochs", "0.5"])
+    parse([*models, "--streaming", "--max_steps", "9", "--kd_warmup_epochs", "0.5", "--shuffle_buffer", "5"])
+    refusal(lambda: parse([*models, "--shuffle_buffer", "5"]), "it is for --streaming alone")
 
 
 def test_the_evaluation_split_is_read_again_when_it_changes(tmp_path):
