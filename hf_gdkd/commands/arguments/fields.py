@@ -117,7 +117,6 @@ TRAINING_HELP: dict[str, tuple[str, str]] = {
     "learning_rate": ("X", "Highest learning rate; the default suits a pretrained student."),
     "bf16": ("", "Compute in bfloat16 (or --fp16)."),
     "torch_compile": ("", "Compile student, teacher and loss."),
-    "dataloader_num_workers": ("N", "Processes that load images, for each GPU."),
     "seed": ("N", "Seed of weights, order and augmentation (default: 42)."),
     "use_cpu": ("", "Train on the CPU."),
     "report_to": ("NAME ...", "tensorboard, trackio, wandb, ... or none."),
