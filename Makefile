@@ -44,7 +44,7 @@ results-quick: runs/data/fashion-mnist/about.md
 		--report RESULTS.md --output_dir runs/results-quick --workers 2
 
 docs: setup
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 # For a machine with a GPU and without the Internet: nothing is installed
 gpu:

@@ -37,7 +37,7 @@ class Augmented(Dataset):
             and other images are left out of it (repeated augmentation: Hoffer et al., arXiv 1901.09335). Index
             i + len(data) is the second view of image i, and so on.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> from transformers import ViTImageProcessor
         >>> from hf_gdkd.data import Augmented, TrainTransform, View

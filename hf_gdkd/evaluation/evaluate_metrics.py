@@ -39,7 +39,7 @@ class _LogitsMetric(evaluate.Metric):
 class ImageClassification(_LogitsMetric):
     """Compute top1, top5, nll (nats) and ece (15 bins of equal width) of logits (N, C) for labels (N).
 
-    Example:
+    Examples:
         >>> metric = ImageClassification()
         >>> metric.compute(predictions=[[2.0, 0.0], [3.0, 1.0]], references=[0, 1])["top1"]
         0.5
@@ -54,7 +54,7 @@ class ImageClassification(_LogitsMetric):
 class Agreement(_LogitsMetric):
     """Compute the share of samples for which two models predict the same class; both are logits (N, C).
 
-    Example:
+    Examples:
         >>> Agreement().compute(predictions=[[2.0, 0.0], [3.0, 1.0]], references=[[1.0, 0.0], [0.0, 1.0]])
         {'agreement': 0.5}
     """

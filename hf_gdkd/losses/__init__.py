@@ -69,7 +69,7 @@ def register_loss(name: str, cls: type[DistillationLoss]) -> None:
 def loss_options(name: str) -> tuple[str, ...]:
     """The options of a loss, without what its input is like: `dim` and `reduction`; InputError for an unknown name.
 
-    Example:
+    Examples:
         >>> loss_options("dist")
         ('temperature', 'beta', 'gamma')
     """
@@ -84,7 +84,7 @@ def build_loss(name: str, **options: Any) -> DistillationLoss:
     Raises:
         InputError: an unknown name, an option that the loss does not take, or a value that it refuses.
 
-    Example:
+    Examples:
         >>> import torch
         >>> loss = build_loss("gdkd", k=3, temperature=2.0, dim=1)  # logits (N, C, H, W)
         >>> loss(torch.zeros(2, 19, 4, 4), torch.zeros(2, 19, 4, 4))

@@ -24,7 +24,7 @@ class DistillationLoss(nn.Module):
         reduction: "mean" or "sum" over the samples, or "none": one value per sample, shape (...). A loss with
             `per_batch` has one value per batch, which no reduction changes.
 
-    Example:
+    Examples:
         >>> class GapLoss(DistillationLoss):
         ...     def __init__(self, *, power: float = 2.0, dim: int = -1, reduction: str = "mean") -> None:
         ...         super().__init__(dim=dim, reduction=reduction)

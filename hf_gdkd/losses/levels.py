@@ -52,7 +52,7 @@ def decoupled_kl(
         Zheng and Cheng, "Rethinking Decoupled Knowledge Distillation: A Predictive Distribution Perspective",
         arXiv 2512.04625, IEEE TNNLS 37(6), 2742-2756, 2026.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.randn(2, 8, 10)
         >>> terms = decoupled_kl(student, teacher, partitions.top_k(teacher, 3))
         >>> kd = terms.high + (terms.mass * terms.low).sum(-1)  # plain KD, by the chain rule

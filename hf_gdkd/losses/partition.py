@@ -18,7 +18,7 @@ Groups = tuple[Tensor, ...]
 def top_k(logits: Tensor, k: int, *, strategy: str = "best", dim: int = -1) -> Groups:
     """Group the k largest logits [..., C] of each sample, best first; "worst": the k smallest.
 
-    Example:
+    Examples:
         >>> top_k(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), 2)
         (tensor([[1, 3]]),)
     """

@@ -47,7 +47,7 @@ def match_labels(
         InputError: a target class has no source class, several, or one that another class needs too; one side has
             names and the other only numbers; the numbers differ; label_map contains an unknown name.
 
-    Example:
+    Examples:
         >>> from hf_gdkd.models import match_labels
         >>> match_labels(["tabby, tabby cat", "Chihuahua", "tench"], ["tench", "Tabby_cat"])
         [2, 0]

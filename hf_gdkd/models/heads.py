@@ -19,7 +19,7 @@ def class_names(model: PreTrainedModel) -> list[str]:
     Raises:
         InputError: its configuration does not name every class.
 
-    Example:
+    Examples:
         >>> from hf_gdkd.models import class_names, load_model
         >>> class_names(load_model("cifar/resnet8", label_names=["cat", "dog"], init="random"))
         ['cat', 'dog']

@@ -47,7 +47,7 @@ def load_model(
         InputError: no such model, no safetensors weights, weights that lack more than the head, a configuration that
             does not fit, a model that does not take RGB images, or remote code without `trust_remote_code`.
 
-    Example:
+    Examples:
         >>> from hf_gdkd.models import load_model
         >>> model = load_model("cifar/resnet8", label_names=["cat", "dog"], init="random")
         >>> model.config.id2label

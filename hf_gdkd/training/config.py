@@ -24,7 +24,7 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
     The options of a loss keep the paper's letters; None means the loss's own default, and an option that the
     loss does not take is an error.
 
-    Example:
+    Examples:
         >>> args = GDKDConfig(output_dir="runs/student", loss="gdkd", k=3, temperature=2.0, use_cpu=True)
         >>> args.set_loss_options()
         {'temperature': 2.0, 'k': 3}

@@ -4,6 +4,8 @@ Each runs in a fork of one process, with the local Hub, cut short (`SHORT`): two
 teacher that pages speak of (`runs/digits-teacher`) is made here.
 """
 
+import importlib
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -132,6 +134,29 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith(("http://", "https://")):
             assert (ROOT / page).parent.joinpath(target.split("#")[0]).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
+def test_the_names_and_files_that_pages_speak_of_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name in set(re.findall(r"\bhf_gdkd(?:\.\w+)+", text)):
+        module, rest = name, []
+        while not found(module):
+            module, _, last = module.rpartition(".")
+            rest.insert(0, last)
+        value = importlib.import_module(module)
+        for last in rest:
+            value = getattr(value, last)
+    for path in re.findall(r"`((?:hf_gdkd|scripts|tests|docs|model_cards)/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), f"{page}: {path}"
+
+
+def found(module: str) -> bool:
+    """Whether a dotted name is a module."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def test_the_readme_is_short():
