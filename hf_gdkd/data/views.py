@@ -13,6 +13,7 @@ from transformers import BaseImageProcessor
 from transformers.image_processing_backends import TorchvisionBackend
 
 from ..errors import InputError
+from ..models.failures import explained
 from .decoding import ELONGATED, to_rgb
 
 
@@ -28,12 +29,20 @@ class View:
 
     def __init__(self, processor: BaseImageProcessor) -> None:
         self.processor = processor
+        with explained(f"the image processor {type(processor).__name__} cannot be used", "preprocessor_config.json"):
+            self._inspect(processor)
+
+    def _inspect(self, processor: BaseImageProcessor) -> None:
+        self.resizes = True  # any image will do for what follows
         if hasattr(processor, "data_config"):  # timm resizes PIL images, transformers tensors
             self.on_pil = True
             self.interpolation = InterpolationMode(processor.data_config["interpolation"])
+            resizes = True
         else:
             self.on_pil = not isinstance(processor, TorchvisionBackend)
-            self.interpolation = InterpolationMode(PILImage.Resampling(processor.resample).name.lower())
+            resample = PILImage.Resampling.BILINEAR if processor.resample is None else processor.resample
+            self.interpolation = InterpolationMode(PILImage.Resampling(resample).name.lower())
+            resizes = processor.do_resize or processor.do_center_crop
         # What the processor does to one colour: pixel = (value[channels] - mean) / std, of values from 0 to 255.
         colours = (0, 0, 0), (255, 255, 255), (0, 100, 200)
         pixels = self.exact([PILImage.new("RGB", (512, 512), colour) for colour in colours])
@@ -43,15 +52,34 @@ class View:
                 "width): choose a model that takes whole images of one size."
             )
         height, width = pixels.shape[2:]
+        wide = self.exact([PILImage.new("RGB", (640, 512))]).shape[2:]
+        if wide != (height, width) if resizes else None in (processor.size.height, processor.size.width):
+            raise InputError(
+                f"{type(processor).__name__} gives images of different shapes different sizes ({height} x {width} and "
+                f"{wide[0]} x {wide[1]}): set size to a height and a width in preprocessor_config.json, or "
+                "do_center_crop to true with a crop_size."
+            )
         black, white, colour = pixels[:, :, height // 2, width // 2]
         self.std = 255 / (white - black)
         self.mean = -black * self.std
+        if not (self.std.isfinite() & self.mean.isfinite()).all():
+            raise InputError(f"{type(processor).__name__} does not give finite pixel values: correct its image_std.")
         self.channels = ((colour * self.std + self.mean) / 100).round().int().tolist()
-        resizes = getattr(processor, "do_resize", True) or processor.do_center_crop
         self.size = (height, width) if resizes else (processor.size.height, processor.size.width)
+        self.resizes = bool(resizes)
 
     def exact(self, images: Sequence[PILImage.Image]) -> Tensor:
-        """Pixel values (N, 3, H, W) of the image processor run alone."""
+        """Pixel values (N, 3, H, W) of the image processor run alone.
+
+        Raises:
+            InputError: the processor resizes nothing, and an image does not have the model's input size.
+        """
+        other = next((image for image in images if image.size != self.size[::-1]), None) if not self.resizes else None
+        if other is not None:
+            raise InputError(
+                f"{type(self.processor).__name__} has do_resize false, and an image has {other.height} x {other.width} "
+                f"pixels, expected {self.size[0]} x {self.size[1]}: set do_resize to true in preprocessor_config.json."
+            )
         if any(max(image.size) > ELONGATED * min(image.size) for image in images) and self._crops():
             images = [_middle(image) for image in images]
         return self.processor(list(images), return_tensors="pt")["pixel_values"].float()

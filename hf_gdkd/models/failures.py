@@ -23,6 +23,8 @@ def explained(what: str, path: str, revision: str | None = None) -> Iterator[Non
     """
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{what}: {reason(error, path, revision)}") from error
 

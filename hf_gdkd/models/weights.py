@@ -79,7 +79,7 @@ def check_takes_pixels(model: PreTrainedModel, path: str) -> PreTrainedModel:
     Raises:
         InputError: its forward pass takes something else than `pixel_values`.
     """
-    if "pixel_values" not in inspect.signature(model.forward).parameters:
+    if model.main_input_name == "input_ids" or "pixel_values" not in inspect.signature(model.forward).parameters:
         raise InputError(
             f"model {path} takes {model.main_input_name} instead of pixel_values: choose a model that takes images."
         )

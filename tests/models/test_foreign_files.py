@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from transformers import (
@@ -19,9 +20,11 @@ from transformers import (
     PvtForImageClassification,
     ViTConfig,
     ViTForImageClassification,
+    ViTImageProcessor,
     ViTModel,
 )
 
+from hf_gdkd.data.views import View
 from hf_gdkd.errors import InputError
 from hf_gdkd.models import class_names, load_model, load_processor, load_teacher
 
@@ -278,6 +281,32 @@ def test_image_processors(vit, content):
     (vit / "preprocessor_config.json").write_text(content)
     edit(vit, model_type="nonsense" if "Nonsense" in content else "vit")
     refusal(lambda: load_processor(str(vit)), str(vit), "preprocessor_config.json")
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"resample": None}, ["`resample`", "correct that file"]),
+        ({"resample": 99}, ["99", "correct that file"]),
+        ({"size": {"shortest_edge": 16}}, ["16 x 16 and 16 x 20", "do_center_crop"]),
+        ({"size": {"shortest_edge": 16}, "do_resize": False}, ["different sizes", "set size to a height and a width"]),
+        ({"image_mean": None}, ["image_mean", "correct that file"]),
+        ({"image_std": [0, 0.5, 0.5]}, ["finite", "image_std"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_image_processors_that_make_no_view(vit, changes, words):
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(vit)
+    edit(vit, "preprocessor_config.json", **changes)
+    refusal(lambda: View(load_processor(str(vit))), *words)
+
+
+def test_image_processors_that_do_not_resize(vit):
+    ViTImageProcessor(size={"height": 16, "width": 24}, do_resize=False).save_pretrained(vit)
+    edit(vit, "preprocessor_config.json", resample=None)
+    view = View(load_processor(str(vit)))
+    assert view.size == (16, 24) and view.exact([Image.new("RGB", (24, 16))]).shape == (1, 3, 16, 24)
+    refusal(lambda: view.exact([Image.new("RGB", (16, 16))]), "16 x 16", "16 x 24", "do_resize")
 
 
 # -- memory ------------------------------------------------------------------------------------------------
