@@ -269,6 +269,16 @@ def test_a_resumed_stream_is_the_uninterrupted_one(tmp_path, workers, accumulate
     assert any(not torch.equal(elsewhere[name], whole[name]) for name in whole)
 
 
+def test_a_resumed_stream_does_not_decode_what_it_passes_over(tmp_path, monkeypatch):
+    """13 steps of 4 images are left of 20; one batch is read ahead."""
+    data = parquet(tmp_path / "data")
+    trained(tmp_path / "a", data)
+    opened = []
+    monkeypatch.setattr("hf_gdkd.data.streaming.open_image", lambda *a: opened.append(1) or open_image(*a))
+    trained(tmp_path / "b", data, str(tmp_path / "a" / "checkpoint-7"))
+    assert 13 * 4 <= len(opened) <= 14 * 4
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_images_are_counted_once(tmp_path, workers, capsys):
     """Three in the stream, which is read several times over, and one in the evaluation split."""
