@@ -104,16 +104,25 @@ def image_and_label(name: str, rows: Rows, image: str, label: str | None, folder
 
 
 def _absolute_paths(name: str, rows: Rows, column: str, folder: str | None) -> Rows:
+    """Paths of images with the folder before them, or with the only folder in it that holds the first of them."""
     first = str(_first(rows, column))
     if "://" in first or os.path.isfile(first):
         return rows
-    if folder is None or not os.path.isfile(os.path.join(folder, first)) or isinstance(rows, IterableDataset):
+    inside = [entry.path for entry in os.scandir(folder) if entry.is_dir()] if folder else []
+    bases = [base for base in [folder, *inside] if base and os.path.isfile(os.path.join(base, first))]
+    if not bases or (len(bases) > 1 and bases[0] != folder):
+        where = f" in {folder} or in one of its folders" if folder else ""
+        what = f"{first!r} is in several folders of {folder}" if bases else f"{first!r} is no file{where}"
         raise InputError(
-            f"data set {name} has paths of images in the column {column}, and {first!r} is no file"
-            f"{f' in {folder}' if folder else ''}: use absolute paths"
-            f"{', or paths relative to the folder, without --streaming' if folder else ''}."
+            f"data set {name} has paths of images in the column {column}, and {what}: use absolute paths"
+            f"{', or paths relative to the folder' if folder else ''}."
         )
-    paths = [path and os.path.join(folder, path) for path in rows[column][:]]
+    if isinstance(rows, IterableDataset):
+        raise InputError(
+            f"data set {name} has relative paths of images in the column {column}, which cannot be streamed: use "
+            "absolute paths, or leave --streaming out."
+        )
+    paths = [path and os.path.join(bases[0], path) for path in rows[column][:]]
     return rows.remove_columns(column).add_column(column, paths)
 
 

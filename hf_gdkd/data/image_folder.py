@@ -188,8 +188,8 @@ def _are_splits(name: str, splits: Mapping[str, Folder], others: Mapping[str, Fo
 def _check_classes(name: str, classes: Mapping[str, Folder]) -> None:
     if classes and all(each.lower() in LIKE_SPLITS for each in classes):
         raise InputError(
-            f"folder {name} holds images in {_listed(list(classes))}, which look like splits and are not called so: "
-            f"rename them to {', '.join(SPLITS)}."
+            f"folder {name} holds images in {_listed(list(classes))}, which look like splits but are not "
+            f"named as splits: rename them to {', '.join(SPLITS)}."
         )
     for each, folder in classes.items():
         if len(inside := [split for split in folder.holding() if split in SPLITS]) > 1:

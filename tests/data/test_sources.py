@@ -66,11 +66,12 @@ def test_bytes_are_cast_to_images(tmp_path, feature, values, streaming):
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
-@pytest.mark.parametrize("absolute", [False, True])
-def test_paths_are_cast_to_images(tmp_path, kind, absolute):
+@pytest.mark.parametrize("where", ["absolute", "relative", "bare"])
+def test_paths_are_cast_to_images(tmp_path, kind, where):
+    """Bare names are those of files in the one folder that holds the first of them."""
     root = tmp_path / "d"
     names = files(root / "images")
-    base = f"{root}/images/" if absolute else "images/"
+    base = {"absolute": f"{root}/images/", "relative": "images/", "bare": ""}[where]
     table = pd.DataFrame({"file_name": [base + name for name in names], "label": KINDS})
     if kind == "parquet":
         for i in range(12):  # as many tables as images
@@ -82,6 +83,14 @@ def test_paths_are_cast_to_images(tmp_path, kind, absolute):
     data = load_data(str(root))
     assert data.label_names == ["cat", "dog"] and (len(data.train), len(data.eval)) == (10, 2)
     same_images(data.train)
+
+
+def test_a_name_in_two_folders_is_a_sentence(tmp_path):
+    root = tmp_path / "d"
+    names = files(root / "train")
+    files(root / "test")
+    pd.DataFrame({"image": names, "label": KINDS}).to_csv(root / "labels.csv", index=False)
+    refusal(lambda: load_data(str(root)), "'0.png' is in several folders of", "absolute paths")
 
 
 @pytest.mark.parametrize("feature, value, said", [
