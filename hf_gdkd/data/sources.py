@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from datasets import (
 from datasets.data_files import DataFilesDict
 from datasets.exceptions import DatasetsError
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as FORMATS
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import resolve_revision
 from huggingface_hub.errors import RevisionResolutionError
 from PIL import Image as PILImage
@@ -34,6 +36,8 @@ from yaml import YAMLError
 from ..errors import InputError, first_sentence
 from ..hub_client import hub_reason
 from .image_folder import SPLITS, find_layout, log_layout, scan
+
+logger = logging.getLogger(__name__)
 
 TABLES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}  # files that may name images beside them
 SHARDS = (".parquet", ".arrow", ".tar")  # files that hold images
@@ -225,6 +229,11 @@ def _of_library(
             raise
         return Source(list(found), lambda split: found[split].as_dataset(split), _no_stream_offline)
     splits = list(_files(builder) or builder.info.splits or ())
+    if isinstance(builder, ImageFolder):
+        logger.warning(
+            f"{path} is a folder of images that the library datasets reads, which may take a class for a split (found: "
+            f"{', '.join(splits)}). If that is wrong, download it and use the local folder, without --dataset_config."
+        )
     return Source(splits, read, lambda split: build().as_streaming_dataset(split), revision, folder)
 
 

@@ -130,6 +130,13 @@ def test_a_name_is_never_taken_for_a_format(tmp_path, monkeypatch, name):
     assert load(name).label_names == ["a", "b"]
 
 
+def test_what_the_library_guesses_is_said(tmp_path, caplog):
+    """As it reads a repository on the Hub, or a folder with a configuration."""
+    root = folder(tmp_path / "d", *images("a", "b", split="train/", count=10))
+    assert load(root, config="default").label_names == ["a", "b"]
+    assert "may take a class for a split (found: train)" in caplog.text
+
+
 def test_archives_alone_are_to_be_unpacked(tmp_path):
     refusal(lambda: load(folder(tmp_path, "train.zip", "README.md")), "1 archives", "unpack")
 
