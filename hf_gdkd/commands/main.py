@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "Measure a model on a data set, beside its teacher and a baseline.",
     "push": "Push a finished student to the Hub.",
     "compare": "Compare losses fairly, as a YAML file describes.",
+    "replay": "Repeat the step at which a run was stopped by a loss or a gradient that is not finite.",
     "losses": "List every loss with its paper, its options and their defaults.",
     "recipes": "List the paper's experiments, which `hf-gdkd distill --recipe` runs.",
 }

@@ -57,6 +57,10 @@ class NaNGuard(TrainerCallback):
         self.resumes_with = self.drawn_from if float(state.epoch or 0).is_integer() else self.random
         if self.buffers:
             torch._foreach_copy_(self.before, self.buffers)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the losses and the norm of the step before."""
         self.sums: Tensor | None = None
         self.norm: Tensor | float | None = None
         self.rows: list[Tensor] = []

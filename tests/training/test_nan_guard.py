@@ -1,11 +1,20 @@
-"""A loss that is not finite ends the run before it reaches the weights, and the state before the step is saved."""
+"""A loss or a gradient that is not finite ends the run before it reaches the weights; the state before is saved."""
+
+import math
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import InOrder, Normed, NormedTeacher, Record, distil, make, make_data
+from tiny_training import InOrder, Normed, NormedTeacher, Record, config, distil, make, make_data, weights
+from torch import nn
+from transformers import TrainerCallback
 
+from hf_gdkd import GDKDTrainer
 from hf_gdkd.errors import TrainingError
+from hf_gdkd.training.nan_guard import NaNGuard
+from hf_gdkd.training.replay import repeat_step
 
 
 class Spoiled(NormedTeacher):
@@ -51,5 +60,110 @@ def test_the_state_can_be_gone_on_from(tmp_path):
 
 def test_without_row_numbers_the_step_and_parts_are_named(tmp_path):
     data = [{key: row[key] for key in ("pixel_values", "labels")} for row in spoiled_data(..., torch.inf)]
-    with pytest.raises(TrainingError, match="at step 2 the loss is not finite in ce: look at these images"):
+    with pytest.raises(TrainingError, match=r"at step 2 the loss is not finite in ce: look at these images"):
         distil(tmp_path, loss="ce", data=data, trainer=InOrder)
+
+
+class Spike(torch.autograd.Function):
+    """The identity, with a gradient that is not finite where the image says so."""
+
+    @staticmethod
+    def forward(ctx, x, pixels):
+        ctx.bad = (pixels[:, 0, 0, 0] == 99).any()
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return (gradient * torch.inf if ctx.bad else gradient), None
+
+
+class Spiked(nn.Module):
+    """A student with BatchNorm and dropout, whose loss is always finite."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop, self.body = nn.Dropout(0.3), Normed()
+
+    def forward(self, x):
+        return Spike.apply(self.body(self.drop(x.clamp(max=2.0))), x)
+
+
+SPIKED = {"loss": "ce", "trainer": InOrder, "save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2}
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize("split", [{}, {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4}])
+def test_a_gradient_that_is_not_finite(tmp_path, clip, split):
+    """The weights saved are finite, no older checkpoint is rotated away, and the step can be repeated exactly."""
+    options = SPIKED | split | {"max_grad_norm": clip, "save_total_limit": 1, "save_steps": 10}
+    record = Record()
+    with pytest.raises(
+        TrainingError, match=r"at step 2 the gradients are not finite, its rows 112, 113, .*replay"
+    ) as e:
+        distil(tmp_path, make(Spiked), data=spoiled_data((0, 0, 0), 99.0), callbacks=[record], **options)
+    checkpoint = tmp_path / "checkpoint-1"
+    assert f"`hf-gdkd replay {checkpoint}`" in str(e.value)
+    saved = load_file(checkpoint / "model.safetensors")
+    assert all(value.isfinite().all() for value in saved.values())
+    torch.testing.assert_close(saved["body.body.head.weight"], record.steps[0]["body.body.head.weight"], rtol=0, atol=0)
+
+    args = config(tmp_path / "again", **{name: value for name, value in options.items() if name != "trainer"})
+    again = InOrder(make(Spiked, 7), None, args, train_dataset=make_data())
+    repeated = repeat_step(again, str(checkpoint))
+    assert repeated["step"] == 2 and not math.isfinite(repeated["found"]["gradients"])
+    assert repeated["found"]["ce"] == pytest.approx(repeated["recorded"]["ce"], rel=1e-6)  # dropout included
+    assert "body.body.head.weight" in repeated["gradients"]
+
+
+def test_the_run_goes_on_exactly_with_random_numbers(tmp_path):
+    """Of a shuffled run with dropout, stopped at the first step of an epoch or in the middle of one."""
+    for name, bad in (("first", 0), ("middle", 1)):
+        options = SPIKED | {"trainer": GDKDTrainer, "num_train_epochs": 2}
+        straight = distil(tmp_path / name / "straight", make(Spiked), data=make_data(), **options)
+        stop = StopsAt(3 + bad)
+        with pytest.raises(TrainingError, match=f"at step {4 + bad} the gradients"):
+            distil(tmp_path / name / "run", make(Spiked), data=make_data(), callbacks=[stop], **options)
+        resumed = distil(tmp_path / name / "run", make(Spiked, 5), resume=True, data=make_data(), **options)
+        torch.testing.assert_close(weights(resumed), weights(straight), rtol=0, atol=0)
+
+
+class StopsAt(TrainerCallback):
+    """After so many steps, the next step's gradients are found not to be finite."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.steps:
+            next(model.parameters()).register_hook(lambda gradient: gradient * torch.nan)
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    """Spoiled by the optimizer itself: the good checkpoint stays, also with a limit of one."""
+
+    class Spoils(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 1:
+                with torch.no_grad():
+                    next(model.parameters()).fill_(torch.inf)
+
+    with pytest.raises(TrainingError, match=r"after step 2 the student's weights are not finite \(head.weight\)") as e:
+        distil(tmp_path, callbacks=[Spoils()], **SPIKED | {"save_total_limit": 1})
+    assert f"the last complete checkpoint is {tmp_path / 'checkpoint-1'}." in str(e.value)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    with pytest.raises(TrainingError, match="the weights before the step are not finite either and are not saved"):
+        distil(tmp_path / "b", callbacks=[Spoils()], **SPIKED | {"save_strategy": "no"})
+    assert not list((tmp_path / "b").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("scale, stops", [(65536.0, False), (1.0, True)])
+def test_a_gradient_scaler_leaves_such_steps_out_itself(scale, stops):
+    """As under fp16, until its factor cannot be the reason any more."""
+    scaler = SimpleNamespace(is_enabled=lambda: True, get_scale=lambda: scale)
+    accelerator = SimpleNamespace(scaler=scaler, num_processes=1, distributed_type="NO")
+    guard = NaNGuard(SimpleNamespace(accelerator=accelerator, args=None))
+    guard.forget()
+    guard.note_norm(torch.tensor(torch.inf))
+    guard.names, guard.sums, guard.step, guard._save = ["ce"], torch.ones(1), 2, lambda found: "saved."
+    with pytest.raises(TrainingError, match="gradients are not finite") if stops else nullcontext():
+        guard.on_pre_optimizer_step(None, None, None)

@@ -83,6 +83,13 @@ def push_parser() -> Parser:
     return parser
 
 
+def replay_parser() -> Parser:
+    """What `hf-gdkd replay` takes, beside the flags of `distill`."""
+    parser = Parser("replay", "runs/student/checkpoint-7")
+    parser.add_argument("checkpoint", help="The checkpoint that the run named when it was stopped.")
+    return parser
+
+
 def compare_parser() -> Parser:
     """What `hf-gdkd compare` takes."""
     parser = Parser("compare", "scripts/compare/fashion-mnist.yaml --report RESULTS.md --workers 2")
@@ -111,6 +118,7 @@ PARSERS = {
     "evaluate": evaluate_parser,
     "push": push_parser,
     "compare": compare_parser,
+    "replay": replay_parser,
     "losses": losses_parser,
     "recipes": recipes_parser,
 }
