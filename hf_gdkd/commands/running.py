@@ -35,6 +35,8 @@ def run(main: Callable[[], Any]) -> None:
     except (InputError, PushError, TrainingError) as error:
         _end(str(error), error.exit_code)
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename is not None:
+            _end(f"{error.filename}: {error.strerror}. Choose another path.", InputError.exit_code)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _end(f"{first_sentence(error)} Free some space, and run the command again.", TrainingError.exit_code)

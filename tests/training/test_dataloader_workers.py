@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers import TrainerCallback
 
 from hf_gdkd import GDKDTrainer
 from hf_gdkd.errors import InputError, TrainingError
+from hf_gdkd.training.dataloader_workers import DataWait, default_workers
 
 pytestmark = pytest.mark.timeout(120)
 KILLED = r"^DataLoader worker .*(killed by signal: Killed|exited unexpectedly)\."  # as soon as it is seen
@@ -129,6 +131,95 @@ def test_torch_raises_as_ever_after_training(tmp_path, whole):
     with pytest.raises(TrainingError, match=rf"{KILLED} Resume"):
         trainer.evaluate()
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_torch_raises_as_ever_after_an_error(tmp_path):
+    """Whatever ends the training, the handler is the one that was there before."""
+    before = signal.getsignal(signal.SIGCHLD)
+
+    class Fails(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distil(tmp_path, student(), callbacks=[Fails()], **OPTIONS)
+    assert signal.getsignal(signal.SIGCHLD).__module__ == "torch.utils.data._utils.signal_handling" or (
+        signal.getsignal(signal.SIGCHLD) is before
+    )
+
+
+class Images(Dataset):
+    """So many images, made when they are read, at this size."""
+
+    def __init__(self, samples, size=None):
+        self.samples = samples
+        if size is not None:
+            self.transform = SimpleNamespace(view=SimpleNamespace(size=(size, size)))
+
+    def __len__(self):
+        return self.samples
+
+
+@pytest.mark.parametrize(
+    "rows, cores, processes, expected",
+    [
+        (Images(1_281_167, 224), 64, 1, 8),
+        (Images(1_281_167, 224), 64, 8, 8),
+        (Images(1_281_167, 224), 16, 8, 2),
+        (Images(1_281_167, 224), 8, 8, 0),  # one core, and a process that trains on it
+        (Images(1_437, 32), 64, 1, 0),  # the embedded digits
+        (Images(1_437, 224), 64, 1, 8),
+        (Images(999), 64, 1, 0),
+        (Images(1_000), 64, 1, 8),
+        (make_data() * 100, 64, 1, 0),  # tensors in memory
+    ],
+)
+def test_workers_by_default(monkeypatch, rows, cores, processes, expected):
+    monkeypatch.setattr("hf_gdkd.training.dataloader_workers.cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert default_workers(rows) == expected
+    monkeypatch.setattr("hf_gdkd.training.dataloader_workers._start_method", lambda: "spawn")
+    assert default_workers(rows) == 0
+
+
+class Many(Dataset):
+    """A thousand samples and more, made when they are read."""
+
+    rows = make_data()
+
+    def __len__(self):
+        return 1_200
+
+    def __getitem__(self, row):
+        return self.rows[row % len(self.rows)]
+
+
+def test_training_says_what_it_chose(tmp_path, monkeypatch, capsys):
+    """Workers that persist in training, and others in evaluation; a number from the user is kept, and not announced."""
+    monkeypatch.setattr("hf_gdkd.training.dataloader_workers.cores", lambda: 2)
+    args = config(tmp_path, "ce", max_steps=2)
+    assert args.dataloader_num_workers is None
+    trainer = GDKDTrainer(student(), None, args, train_dataset=Many(), eval_dataset=Many())
+    for loader, persists in ((trainer.get_train_dataloader(), True), (trainer.get_eval_dataloader(), False)):
+        assert loader.num_workers == 2 and loader.base_dataloader.persistent_workers is persists
+    assert args.dataloader_num_workers is None and args.dataloader_persistent_workers is False
+    said = "Training data is read by 2 DataLoader workers in each process (2 CPU cores; "
+    assert capsys.readouterr().out.startswith(said)
+    trainer.train()
+    assert all(0 < row["data_wait"] < 1 for row in trainer.state.log_history if "loss" in row)
+    distil(tmp_path / "own", student(), **OPTIONS | {"dataloader_num_workers": 0})
+    assert capsys.readouterr().out.count("Training data is read") == 1
+
+
+def test_data_wait_is_the_share_of_the_steps(monkeypatch):
+    """3 of 12 seconds, whatever happens between steps."""
+    wait, clock = DataWait(), iter([0.0, 1.0, 4.0, 100.0, 102.0, 108.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    for _ in range(2):
+        with wait.waiting():
+            pass
+        wait.on_step_end(None, None, None)
+    assert wait.share() == 0.25 and wait.share() == 0.0
 
 
 def test_the_limit_is_a_number():
