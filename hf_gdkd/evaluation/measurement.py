@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from ..data.datasets import Viewed, collate
 from ..data.views import EvalTransform, View
 from ..errors import InputError, first_sentence
+from ..training.dataloader_workers import default_workers
 from ..training.teacher import Teacher, logits_of, mean_prediction
 from .metrics import agreement, classification_metrics
 
@@ -64,9 +65,10 @@ def predict(
     own = batches[rank::processes]
     # A model that is split over the processes needs all of them to run equally often.
     own += batches[:1] * (math.ceil(len(batches) / processes) - len(own))
+    samples = Viewed(rows, EvalTransform(view))
     loader = DataLoader(
-        Viewed(rows, EvalTransform(view)), batch_sampler=own, collate_fn=collate, num_workers=workers or 0,
-        pin_memory=torch.device(device).type == "cuda",
+        samples, batch_sampler=own, collate_fn=collate, pin_memory=torch.device(device).type == "cuda",
+        num_workers=default_workers(samples) if workers is None else workers,
     )  # fmt: skip
     logits, labels, seconds, images = [], [], 0.0, 0
     for batch in tqdm(loader, desc="evaluating", leave=False, disable=rank > 0):

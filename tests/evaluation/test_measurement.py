@@ -15,6 +15,7 @@ from transformers import ViTImageProcessor
 from hf_gdkd.data.loading import load_data
 from hf_gdkd.data.views import View
 from hf_gdkd.errors import InputError
+from hf_gdkd.evaluation import measurement
 from hf_gdkd.evaluation.measurement import check_teacher, measure, predict, side_by_side, size_of
 from hf_gdkd.evaluation.metrics import classification_metrics
 from hf_gdkd.training.teacher import Teacher
@@ -84,6 +85,14 @@ def test_several_processes_share_the_rows_and_find_what_one_finds(tmp_path, coun
         assert (labels is None and its_labels is None) or its_labels.tolist() == labels.tolist()
         assert its_numbers.items() <= numbers.items()
         assert images <= 8  # of 11 and of 16
+
+
+def test_images_are_read_by_as_many_workers_as_in_training(monkeypatch):
+    rows, model, asked = pictures(11), network(), []
+    monkeypatch.setattr(measurement, "default_workers", lambda samples: asked.append(len(samples)) or 2)
+    workers = predict(model, rows, VIEW, batch_size=4)[0]
+    np.testing.assert_array_equal(workers, predict(model, rows, VIEW, batch_size=4, workers=0)[0])
+    assert asked == [11]
 
 
 def test_predict_without_labels():
