@@ -183,7 +183,7 @@ def size_of(model: nn.Module, view: View) -> dict[str, int | None]:
     parameters = list(model.parameters())
     pixels = torch.zeros(1, 3, *view.size, dtype=parameters[0].dtype, device=parameters[0].device)
     training, trained = model.training, [p for p in parameters if p.requires_grad]
-    model.eval().requires_grad_(False)  # the counter stumbles on modules that are passed a parameter
+    model.eval().requires_grad_(False)  # the counter fails for modules that are passed a view of a parameter
     flops = None
     try:
         with FlopCounterMode(display=False) as counter:

@@ -133,17 +133,17 @@ def test_size_of_leaves_the_mode(training):
 
 
 class WithToken(nn.Module):
-    """A module of it is passed a parameter, as in timm's cait, pit, test_vit3 and the siglip models."""
+    """A module of it is passed a view of a parameter, as in timm's cait, pit, test_vit3 and the siglip models."""
 
     def __init__(self):
         super().__init__()
         self.token, self.inner = nn.Parameter(torch.ones(1, 192)), nn.Linear(192, 4)
 
     def forward(self, pixel_values):
-        return self.inner(self.token) + self.inner(pixel_values.flatten(1))
+        return self.inner(self.token.expand(len(pixel_values), -1)) + self.inner(pixel_values.flatten(1))
 
 
-def test_size_of_a_model_whose_modules_are_passed_parameters():
+def test_size_of_a_model_whose_modules_are_passed_views_of_parameters():
     assert size_of(WithToken(), VIEW) == {"parameters": 192 + 192 * 4 + 4, "flops": 2 * 2 * 192 * 4}
 
 

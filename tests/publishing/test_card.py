@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from tiny_training import distil, vit
 from transformers import ViTConfig
 
 from hf_gdkd import GDKDConfig
@@ -98,3 +99,15 @@ def test_a_card_is_written_completely_or_not_at_all(card, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         card(NUMBERS | {"top1": 0.75})
     assert Path("student/README.md").read_text() == before
+
+
+def test_a_card_that_trainer_wrote_is_written_again_and_no_other(tmp_path):
+    trainer = distil(tmp_path, vit(), loss="ce", max_steps=1)
+    trainer.create_model_card()
+    path = tmp_path / "README.md"
+    path.write_text(path.read_text() + "of an earlier training")
+    trainer.create_model_card()
+    assert "generated automatically" in path.read_text() and "of an earlier training" not in path.read_text()
+    path.write_text("# Mine\n")
+    trainer.create_model_card()
+    assert path.read_text() == "# Mine\n"
