@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..losses import DistillationLoss, build_loss
 from .options import HUB_STRATEGIES, LOSS_OPTIONS, LOSS_WEIGHTS, TEACHER_DTYPES, DistillationOptions
 from .ranges import check_ranges
+from .refusals import naming_arguments
 
 
 @dataclass(repr=False)  # TrainingArguments' own hides the token
@@ -53,7 +54,8 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
         self.build_loss()
         workers_unset = self.dataloader_num_workers is None  # TrainingArguments compares it with numbers
         self.dataloader_num_workers = 1 if workers_unset else self.dataloader_num_workers
-        super().__post_init__()
+        with naming_arguments(self):
+            super().__post_init__()
         self.dataloader_num_workers = None if workers_unset else self.dataloader_num_workers
         self._load_models_whole()
         self.dataloader_pin_memory &= self.device.type != "cpu"

@@ -16,12 +16,13 @@ from transformers import Trainer
 from ..errors import InputError
 from ..losses import FeatureLoss, Features
 from .feature_hooks import FeatureHooks
+from .refusals import StrictTrainer
 from .teacher import Teacher
 
 PROJECTIONS_FILE = "projections.safetensors"
 
 
-class ProjectionsTrainer(Trainer):
+class ProjectionsTrainer(StrictTrainer):
     """A Trainer that trains `projections` beside the model: in its optimizer, gradient norm and checkpoints.
 
     They are no part of the model, and are not saved with it.

@@ -315,3 +315,22 @@ def test_the_script_says_one_sentence():
     lines = done.stderr.splitlines()
     assert done.returncode == 2 and done.stdout == ""
     assert len(lines) == 1 and lines[0].startswith("error: there is no loss 'gdkt': did you mean 'gdkd'?")
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--batch_eval_metrics"], "batch_eval_metrics is True, and accuracy needs all predictions at once: leave it out"),
+    (["--prediction_loss_only"], "prediction_loss_only is True, and"),
+    (["--eval_do_concat_batches", "false"], "eval_do_concat_batches is False, and"),
+    (["--debug", "tpu_metrics_debug"], "debug is tpu_metrics_debug, which needs a TPU"),
+    (["--metric_for_best_model", "accuracy"], "metric_for_best_model is accuracy: choose one of loss, top1, top5, nll"),
+    (["--label_free", "--metric_for_best_model", "top1"], "is top1: choose one of loss, agreement"),
+])  # fmt: skip
+def test_evaluation_that_cannot_be_measured(words, said):
+    with pytest.raises(InputError) as caught:
+        parse([*MODELS, *words, "--output_dir", "x"])
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("metric, greater", [("nll", False), ("eval_ece", False), ("top1", True), ("loss", False)])
+def test_the_best_is_the_lowest_where_less_is_better(metric, greater):
+    assert parse([*MODELS, "--metric_for_best_model", metric])[1].greater_is_better is greater

@@ -41,8 +41,21 @@ def check_arguments(script: DistillArguments, args: GDKDConfig) -> None:
         _check_label_free(script, args)
     if script.crop_scale is not None and not 0 < script.crop_scale <= 1:
         raise InputError(f"crop_scale is {script.crop_scale}: use a number above 0 and at most 1.")
+    _check_evaluation(script, args)
     _check_rows(script)
     _check_augmentation(script, args)
+
+
+def _check_evaluation(script: DistillArguments, args: GDKDConfig) -> None:
+    whole = {"batch_eval_metrics": False, "prediction_loss_only": False, "eval_do_concat_batches": True}
+    for name, needed in whole.items():
+        if getattr(args, name) is not needed:
+            raise InputError(f"{name} is {not needed}, and accuracy needs all predictions at once: leave it out.")
+    if "tpu_metrics_debug" in args.debug:
+        raise InputError("debug is tpu_metrics_debug, which needs a TPU: leave it out.")
+    metrics = ("loss", "agreement") if script.label_free else ("loss", "top1", "top5", "nll", "ece")
+    if args.metric_for_best_model is not None and args.metric_for_best_model.removeprefix("eval_") not in metrics:
+        raise InputError(f"metric_for_best_model is {args.metric_for_best_model}: choose one of {', '.join(metrics)}.")
 
 
 def _check_rows(script: DistillArguments) -> None:

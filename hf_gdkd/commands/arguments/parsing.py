@@ -94,11 +94,13 @@ def _parse(parser: _Parser, settings: Mapping[str, Any], argv: list[str]) -> tup
     if flags.early_stopping_patience is not None:
         metric = "agreement" if flags.label_free else "top1"
         parser.set_defaults(load_best_model_at_end=True, metric_for_best_model=metric)
+    if (flags.metric_for_best_model or "").removeprefix("eval_") in ("nll", "ece"):
+        parser.set_defaults(greater_is_better=False)
     try:
         script, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except InputError:
         raise
-    except ValueError as error:  # what TrainingArguments refuses
+    except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:  # what TrainingArguments refuses
         raise InputError(first_sentence(error)) from error
     check_arguments(script, args)
     return script, args
