@@ -69,7 +69,8 @@ def distill_help(everything: bool = False) -> str:
     parser = ArgumentParser(usage=usage, description=EXAMPLES, formatter_class=help_format, add_help=False)
     for group in (ModelArguments, DataArguments, AugmentationArguments, LossOptions):
         _add(parser, group.__doc__, _shown(fields(group), everything))
-    training = _shown((*fields(TrainingOptions), *fields(RunArguments)), everything)
+    own = [f for f in (*fields(TrainingOptions), *fields(RunArguments)) if f.name not in TRAINING_HELP]
+    training = _shown(own, everything)
     _add(parser, "Training", _own_help(TRAINING_HELP) + training)
     _add(parser, "Hub", _own_help(HUB_HELP))
     more = {
