@@ -129,10 +129,10 @@ def test_cutout_greys_the_part_of_a_square_that_lies_in_the_image():
     "words, said",
     [
         ("--auto_augment randaug", "auto_augment is 'randaug': choose one of randaugment, cifar10, imagenet"),
-        ("--random_erasing 2", "random_erasing is 2.0: give a probability"),
-        ("--mixup_alpha -1", "mixup_alpha is -1.0: give a number of at least 0"),
-        ("--repeated_augmentation 0", "repeated_augmentation is 0: give a number of at least 1"),
-        ("--mixup_alpha 0.2 --loss dkd", "dkd sets one label apart, .*: give --loss gdkd, or --partition top1"),
+        ("--random_erasing 2", "random_erasing is 2.0: use a probability"),
+        ("--mixup_alpha -1", "mixup_alpha is -1.0: use a number of at least 0"),
+        ("--repeated_augmentation 0", "repeated_augmentation is 0: use a number of at least 1"),
+        ("--mixup_alpha 0.2 --loss dkd", "dkd needs a single label: use --loss gdkd, or --partition top1"),
     ],
 )
 def test_bad_options(words, said):
