@@ -119,8 +119,11 @@ def test_the_draw_is_stratified(size):
 
 
 def test_a_class_of_one_image_is_not_held_out():
-    labels = np.array([0] * 30 + [1] + [2] * 30)
-    assert not any(draw(labels, 7, seed)[30] for seed in range(20))
+    """Not even where the shares are 9.0 of the large class and 0.1 of each of the others."""
+    labels = np.array([0] * 90 + list(range(1, 11)))
+    for seed in range(5):
+        drawn = draw(labels, 10, seed)
+        assert drawn.sum() == 10 and not drawn[90:].any()
 
 
 def test_a_million_rows_are_drawn_in_seconds():
