@@ -63,8 +63,10 @@ def evaluate_parser() -> Parser:
     data = parser.add_argument_group("Data", unset)
     for flag in (f for f in fields(DistillArguments) if f.name in EVALUATION_FLAGS):
         names = [f"--{flag.name}", *(["--split"] if flag.name == "eval_split" else [])]
-        kind = {"type": int} if "int" in flag.type else {}
-        if flag.type == "bool":
+        # HfArgumentParser replaces the name of a type by the type
+        declared = flag.type.__name__ if isinstance(flag.type, type) else str(flag.type)
+        kind = {"type": int} if "int" in declared else {}
+        if declared == "bool":
             kind = {"type": _truth, "nargs": "?", "const": True, "metavar": "true,false"}
         data.add_argument(*names, default=None, help=EVALUATION_HELP.get(flag.name, flag.metadata["help"]), **kind)
     work = parser.add_argument_group("Measurement")
