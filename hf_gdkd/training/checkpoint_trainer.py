@@ -39,8 +39,6 @@ MODEL_FILES = ["model*.safetensors", "*.safetensors.index.json", "config.json", 
 class CheckpointTrainer(LoaderTrainer):
     """What GDKDTrainer does for the student's safety; it knows nothing of teachers and losses."""
 
-    steps_per_epoch = 1
-
     def __init__(self, model: nn.Module | None, args: GDKDConfig, **kwargs: Any) -> None:
         if args.should_save:
             with writable(args.output_dir):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
@@ -16,50 +13,7 @@ from transformers import Trainer
 from ..errors import InputError
 from ..losses import FeatureLoss, Features
 from .feature_hooks import FeatureHooks
-from .refusals import StrictTrainer
 from .teacher import Teacher
-
-PROJECTIONS_FILE = "projections.safetensors"
-
-
-class ProjectionsTrainer(StrictTrainer):
-    """A Trainer that trains `projections` beside the model: in its optimizer, gradient norm and checkpoints.
-
-    They are no part of the model, and are not saved with it.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.projections = nn.ModuleList()
-        super().__init__(*args, **kwargs)
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        optimizer = super().create_optimizer(*args, **kwargs)
-        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        decayed = self.get_decay_parameter_names(self.projections)
-        for weight_decay, decays in ((self.args.weight_decay, True), (0.0, False)):
-            named = [(name, p) for name, p in self.projections.named_parameters() if (name in decayed) == decays]
-            if new := [p for _, p in named if id(p) not in known]:
-                optimizer.add_param_group({"params": new, "weight_decay": weight_decay})
-        return optimizer
-
-    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        return super()._clip_grad_norm(self._all_trained(model))
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Any:
-        return super()._get_grad_norm(self._all_trained(model), grad_norm)
-
-    def _all_trained(self, model: nn.Module) -> nn.Module:
-        return nn.ModuleList([model, self.projections]) if len(self.projections) else model
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save and (state := self.projections.state_dict()):
-            save_file(state, os.path.join(output_dir, PROJECTIONS_FILE))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.projections.state_dict():
-            self.projections.load_state_dict(load_file(os.path.join(checkpoint, PROJECTIONS_FILE)))
 
 
 class FeatureDistillation:
@@ -73,7 +27,7 @@ class FeatureDistillation:
         parallel: several processes train: projections start alike, and their gradients are averaged.
 
     Raises:
-        InputError: a layer that is none of a model's, or features that the loss needs and a model has not.
+        InputError: a layer that a model does not have, or features that the loss needs and a model lacks.
     """
 
     def __init__(
@@ -116,7 +70,7 @@ class FeatureDistillation:
         """
         args = trainer.args
         if not isinstance(teacher, Teacher):
-            raise InputError(f"loss {args.loss} is on hidden features, of one model: give one --teacher, not several.")
+            raise InputError(f"loss {args.loss} is on hidden features, of one model: use one --teacher, not several.")
         if args.n_gpu > 1 or args.torch_compile or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise InputError(
                 f"loss {args.loss} listens to the student's modules, which torch_compile, FSDP, DeepSpeed and several "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any, NoReturn
@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..errors import TrainingError
+from ..errors import InputError, TrainingError
 from .bad_step import random_state, set_random_state
 from .dataloader_workers import DataWait, DeadWorker, deaf, describe, heard, worker_arguments
-from .feature_distillation import ProjectionsTrainer
+from .optimization import OptimizationTrainer
 
 
-class LoaderTrainer(ProjectionsTrainer):
+class LoaderTrainer(OptimizationTrainer):
     """How batches get into the training and the evaluation."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -34,7 +34,8 @@ class LoaderTrainer(ProjectionsTrainer):
         """The micro-batches of one optimizer step, and the number of their samples over all processes.
 
         Raises:
-            TrainingError: a DataLoader worker died or hung, of whatever process; all save the state together.
+            InputError: a batch without `pixel_values`.
+            TrainingError: a DataLoader worker of any process died or hung; all processes save the state together.
         """
         if len(self.projections):
             self.projections.zero_grad()  # Trainer's own loop does so for the model
@@ -44,7 +45,7 @@ class LoaderTrainer(ProjectionsTrainer):
                 batches = list(islice(epoch_iterator, num_batches))
         except DeadWorker as error:
             dead = str(error)
-        count = sum(len(batch["pixel_values"]) for batch in batches)
+        count = sum(len(pixels_of(batch)) for batch in batches)
         if self.args.world_size > 1:
             dist.all_reduce(tally := torch.tensor([count, dead is not None]), group=self._cpu_group)
             count, deaths = tally.tolist()
@@ -117,3 +118,18 @@ class LoaderTrainer(ProjectionsTrainer):
             f"{dead}{saved} Resume with --resume_from_checkpoint last, and with fewer --dataloader_num_workers if "
             "memory is short."
         )
+
+
+def pixels_of(batch: Mapping[str, Tensor]) -> Tensor:
+    """The student's pixels (N, 3, H, W) in a batch.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not isinstance(batch, Mapping) or "pixel_values" not in batch:
+        keys = f"has {', '.join(map(repr, batch)) or 'no keys'}" if isinstance(batch, Mapping) else "is no dictionary"
+        raise InputError(
+            f"the batch {keys}; expected the images under 'pixel_values' (N, 3, H, W): rename that column, or let the "
+            "data set's transform or data_collator make it."
+        )
+    return batch["pixel_values"]

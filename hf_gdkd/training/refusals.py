@@ -146,24 +146,25 @@ class StrictTrainer(Trainer):
                 f"there are {rows} training images, and dataloader_drop_last leaves a batch of fewer than {batch} out: "
                 "use a smaller per_device_train_batch_size, or leave dataloader_drop_last out."
             )
-        if rows % batch == 1 and self.args.world_size == 1 and not self.args.dataloader_drop_last:
+        if self.args.world_size == 1 and (batch == 1 or (rows % batch == 1 and not self.args.dataloader_drop_last)):
             self._check_single_image()
         return loader
 
     def _check_single_image(self) -> None:
-        """One image through a copy of the model, as training would do it at the end of an epoch."""
+        """One image through a copy of the model, as training would do it."""
         if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
             return
-        batch = self._prepare_inputs(self.data_collator([self.train_dataset[0]]))
+        batch = self._prepare_inputs(self.data_collator([next(iter(self.train_dataset))]))
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 deepcopy(self.model).train()(batch["pixel_values"])
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
+            which = "every batch" if self._train_batch_size == 1 else "the last batch of an epoch"
             raise InputError(
-                f"the last batch of an epoch has 1 of the {len(self.train_dataset)} training images, which BatchNorm "
-                "cannot normalise: use --dataloader_drop_last, or another per_device_train_batch_size."
+                f"{which} has 1 of the {len(self.train_dataset)} training images, which BatchNorm cannot normalise: "
+                "use --dataloader_drop_last, or another per_device_train_batch_size."
             ) from error
 
 

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
-from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import TrainOutput, has_length
+from transformers import TrainingArguments
 
-from ..data.streaming import AugmentedStream
 from ..errors import InputError
-from ..losses import FeatureLoss
-from ..models.loading import load_teacher
-from .checkpoint_trainer import CheckpointTrainer
+from ..losses import DistillationLoss, FeatureLoss
+from .batches import COLUMNS, BatchTrainer
 from .config import GDKDConfig
 from .distributed import check_engine, name_blocks, place_teacher
 from .feature_distillation import FeatureDistillation
-from .teacher import Ensemble, Teacher, logits_of
+from .loader_trainer import pixels_of
+from .loss_log import LossLog
+from .teacher import Ensemble, Teacher, logits_of, num_labels_of
+from .teacher_matching import check_apart, match_to_student, student_view, teachers_of, to_teacher
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class GDKDTrainer(CheckpointTrainer):
+class GDKDTrainer(BatchTrainer):
     """Distil `teacher_model` into `model`.
 
     One optimizer step is the same however its batch is split into micro-batches and processes, because every loss
@@ -34,15 +33,40 @@ class GDKDTrainer(CheckpointTrainer):
     micro-batch itself and differ: BatchNorm in the student, and the losses dist, mlkd, rkd, crd, reviewkd, and gdkd
     with gamma.
 
+    >>> import tempfile, torch
+    >>> from hf_gdkd import GDKDConfig, GDKDTrainer
+    >>> def classifier():
+    ...     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 10))
+    >>> images = [{"pixel_values": torch.randn(3, 8, 8), "labels": i % 10} for i in range(20)]
+    >>> args = GDKDConfig(
+    ...     output_dir=tempfile.mkdtemp(), loss="gdkd3", k=3, num_train_epochs=1, use_cpu=True, report_to="none",
+    ...     save_strategy="no", disable_tqdm=True,
+    ... )
+    >>> trainer = GDKDTrainer(classifier(), classifier(), args, train_dataset=images)
+    >>> output = trainer.train()
+    Training data is read by the training process itself ...
+    {'train_runtime': ...}
+    >>> output.global_step
+    3
+
+    A teacher by name sees images as its own image processor says: through its own view in the batch
+    (`teacher_pixel_values`), or else the student's pixels with its own mean and std. The student's are known from
+    `train_dataset` (`hf_gdkd.data.Augmented`) or `processing_class`. Its classes are matched by name to those in the
+    student's config.
+
     Logged beside `loss`, as means over the samples since the last log: `ce`, `kd` (the distillation loss before
     `kd_weight` and the ramp), `kd_ramp`, and the loss's unweighted parts (gdkd, gdkd3: `high`, `low_top`,
     `low_other`; dkd: `tckd`, `nckd`; dist: `inter`, `intra`; mlkd: `mlkd_kd`, `cc`, `bc`; `fitnet`, `at`, `crd`,
-    `reviewkd`; rkd: `rkd_distance`, `rkd_angle`).
+    `reviewkd`; rkd: `rkd_distance`, `rkd_angle`). While their weight is 0 the teacher does not run, and they are
+    missing.
 
     The losses on hidden features listen to the models' own forward passes (`hf_gdkd.training.feature_hooks`). Their
-    `projections` train with the student and are kept in checkpoints, but are no part of it.
+    `projections` train with the student and are kept in checkpoints, but are not part of it.
 
-    The loss of an evaluation is the cross-entropy alone, unweighted; the teacher does not run.
+    The loss of an evaluation is the cross-entropy alone, without `ce_weight`, `class_weights` and label smoothing; the
+    teacher does not run.
+
+    Model, loss and options are those of each call of `train`: `model_init` and `hyperparameter_search` work.
 
     Args:
         model: the student: a transformers or timm image classifier, or any module that maps `pixel_values`
@@ -50,10 +74,11 @@ class GDKDTrainer(CheckpointTrainer):
         teacher_model: a model likewise, a `Teacher`, an `Ensemble` of them, or the name of one (Hub id, timm id,
             folder); None with `loss="ce"` only.
         args: a GDKDConfig.
-        **kwargs: what `transformers.Trainer` takes.
+        **kwargs: what `transformers.Trainer` takes, but for `compute_loss_func`.
 
     Raises:
-        InputError: no teacher, class counts that differ, or a k that does not suit the number of classes.
+        InputError: no teacher, classes that differ, a k that does not suit the number of classes, or an argument of
+            Trainer that has no place here.
     """
 
     # compute_loss divides by the number of samples of the whole optimizer step.
@@ -66,100 +91,84 @@ class GDKDTrainer(CheckpointTrainer):
         args: GDKDConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        args = args or GDKDConfig()
-        self.distillation_loss = args.build_loss()
-        if (teacher_model is None) != (self.distillation_loss is None):
-            raise InputError(
-                f"loss {args.loss} needs a teacher: give teacher_model, or train without one with loss ce."
-                if teacher_model is None
-                else "loss ce takes no teacher: choose a distillation loss, or leave teacher_model out."
-            )
+        args = GDKDConfig() if args is None else args
+        _check_arguments(args, kwargs)
         if isinstance(teacher_model, str):
-            teacher_model = load_teacher(teacher_model)
-        if isinstance(teacher_model, nn.Module):
-            teacher_model = Teacher(teacher_model, dtype=args.teacher_dtype)
+            teacher_model = Teacher.load(teacher_model, dtype=args.teacher_dtype)
         smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0  # Trainer's own wants a config
         super().__init__(model, args, **kwargs)
         args.label_smoothing_factor = smoothing
-        check_engine(self.accelerator, args)
-        name_blocks(self.accelerator, self.model)
-        self.teacher = teacher_model and place_teacher(teacher_model, args)
-        num_labels = getattr(getattr(self.model, "config", None), "num_labels", None)
-        if self.teacher is not None:
-            self._check_num_labels(num_labels)
-        if args.class_weights and num_labels not in (None, len(args.class_weights)):
-            raise InputError(
-                f"there are {len(args.class_weights)} class_weights and {num_labels} classes: give one each."
-            )
-        if has_length(self.train_dataset) and 0 < len(self.train_dataset) < args.world_size:
-            raise InputError(
-                f"there are {args.world_size} processes and {len(self.train_dataset)} training images: start fewer "
-                "processes."
-            )
-        self.class_weights = args.class_weights and torch.tensor(args.class_weights, device=args.device)
-        self._parts = self.distillation_loss and self.distillation_loss.parts
+        self.label_names = ["labels"]  # Trainer finds none when a plain module's forward takes none
+        self.teacher = to_teacher(teacher_model, self.model, args)
+        self._to_match = [each for each in teachers_of(self.teacher) if not each.matched]
+        for each in teachers_of(self.teacher) if args.torch_compile else ():
+            each.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
         self.features: FeatureDistillation | None = None
-        if isinstance(self.distillation_loss, FeatureLoss) and self.train_dataset is not None:
+        self._made_for: tuple | None = None
+        self._follow()
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """As Trainer's, which calls it in every `train`, when model and arguments are those of the run."""
+        super()._hp_search_setup(trial)
+        self._follow()
+
+    def _follow(self) -> None:
+        """Make all that depends on the present model, arguments and training data."""
+        check_engine(self.accelerator, self.args)
+        name_blocks(self.accelerator, self.model)
+        self._check_data()
+        loss = self._make_loss()
+        self._prepare_teacher(loss)
+        made_for = (self.model, self.args.loss, self.args.set_loss_options())
+        if self._made_for != made_for:
+            self.distillation_loss, self.features, self._made_for = loss, None, made_for
+            self._parts = loss and loss.parts
+            self.replace_projections()
+            if self.args.torch_compile and self.teacher is not None and not isinstance(loss, FeatureLoss):
+                options = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
+                self._parts = torch.compile(self._parts, **options)
+        if isinstance(self.distillation_loss, FeatureLoss) and self.features is None and self.train_dataset is not None:
             self.features = FeatureDistillation.of_trainer(self.distillation_loss, self, self.teacher)
             self._parts = self.features.parts
-            self.projections.append(self.distillation_loss)
-        if args.torch_compile and self.teacher is not None:
-            options = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
-            self.teacher.compile(**options)
-            self._parts = torch.compile(self._parts, **options)
-        self.label_names = ["labels"]  # Trainer finds none when a plain module's forward takes none
-        self._epochs = _Epochs(self.train_dataset)
-        self.add_callback(self._epochs)
-        self._sums: Tensor | None = None
+            self.replace_projections(self.distillation_loss)
+        self._loss_log, self._tried = LossLog(), False
 
-    def _check_num_labels(self, student: int | None) -> None:
-        teacher = self.teacher.num_labels
+    def _make_loss(self) -> DistillationLoss | None:
+        """The distillation loss of the present arguments, checked against the student's classes."""
+        loss = self.args.build_loss()
+        if (self.teacher is None) != (loss is None):
+            raise InputError(
+                f"loss {self.args.loss} needs a teacher: pass teacher_model, or train without one with loss ce."
+                if self.teacher is None
+                else "loss ce takes no teacher: choose a distillation loss, or leave teacher_model out."
+            )
+        student, weights = num_labels_of(self.model), self.args.class_weights
+        if weights and student not in (None, len(weights)):
+            raise InputError(f"there are {len(weights)} class_weights and {student} classes: pass one for each class.")
+        self.class_weights = weights and torch.tensor(weights, device=self.args.device)
+        return loss
+
+    def _prepare_teacher(self, loss: DistillationLoss | None) -> None:
+        """Match the teacher to the present student and data, and put it on the run's device."""
+        if self.teacher is None:
+            return
+        check_apart(self.teacher, self.model)
+        view = student_view(self.train_dataset, self.processing_class) if self._to_match else None
+        for each in self._to_match:
+            match_to_student(each, self.model, view)
+        self.teacher = place_teacher(self.teacher, self.args)
+        student, teacher = num_labels_of(self.model), self.teacher.num_labels
         if None not in (student, teacher) and student != teacher:
             raise InputError(
                 f"the teacher has {teacher} classes and the student {student}, so their logits cannot be compared: "
                 "choose a teacher fine-tuned on this data set, or set the student's num_labels."
             )
         if (num_labels := student or teacher) is not None:
-            self.distillation_loss.check_num_classes(num_labels)
+            loss.check_num_classes(num_labels)
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `CheckpointTrainer.train`."""
-        self._sums = None  # what an earlier call left unlogged is not part of this one
-        with self.features.collecting() if self.features is not None else nullcontext():
-            return super().train(*args, **kwargs)
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """As Trainer's, unless the data set has a sampler of its own, as `Augmented` has for repeated augmentation."""
-        return getattr(self.train_dataset, "sampler", None) or super()._get_train_sampler(train_dataset)
-
-    def _make_train_dataloader(self) -> DataLoader:
-        """As Trainer's, or a stream's own; the seed of its workers is the epoch's, and no number of the training's."""
-        if isinstance(self.train_dataset, AugmentedStream):
-            loader = self.train_dataset.loader(self.args, self._train_batch_size, self.data_collator)
-        else:
-            loader = super()._make_train_dataloader()
-        loader.base_dataloader.generator = self._epochs.generator
-        return loader
-
-    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple:
-        """As Trainer's; the optimizer steps of an epoch are kept, for the ramp."""
-        values = super().set_initial_training_values(*args, **kwargs)
-        self.steps_per_epoch = values[1]
-        return values
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """As Trainer's, or constant but for the steps down at `lr_decay_epochs`."""
-        if self.lr_scheduler is None and self.args.lr_decay_epochs:
-            milestones = [round(epoch * self.steps_per_epoch) for epoch in self.args.lr_decay_epochs]
-            self.lr_scheduler = MultiStepLR(optimizer or self.optimizer, milestones, self.args.lr_decay_rate)
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """As Trainer's, or with `decay_all_weights` the names of all parameters."""
-        if self.args.decay_all_weights:
-            return [name for name, _ in model.named_parameters()]
-        return super().get_decay_parameter_names(model)
+    def _set_signature_columns_if_needed(self) -> None:
+        """What `remove_unused_columns` leaves: all that student, loss and teacher read."""
+        self._signature_columns = [*COLUMNS, *getattr(self.teacher, "keys", ())]
 
     def compute_loss(
         self,
@@ -169,80 +178,102 @@ class GDKDTrainer(CheckpointTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The loss, a scalar: the sum over this micro-batch's samples over the samples of the whole step."""
-        labels = inputs.get("labels")
-        student_logits = logits_of(model(inputs["pixel_values"]))
-        terms: dict[str, Tensor] = {}
-        size = len(student_logits)
-        if labels is not None:
-            smoothing = self.args.label_smoothing_factor
-            terms["ce"] = F.cross_entropy(
-                student_logits.float(), labels, self.class_weights, reduction="sum", label_smoothing=smoothing
-            )
-        elif self.args.ce_weight > 0 or self.teacher is None:
-            raise InputError("the batch has no labels: give a data set with labels, or distil with --ce_weight 0.")
+        pixels, labels = pixels_of(inputs), inputs.get("labels")
+        if labels is None and (self.args.ce_weight > 0 or self.teacher is None or not model.training):
+            raise InputError("the batch has no labels: use a data set with labels, or distil with --ce_weight 0.")
         if not model.training:
-            loss = terms["ce"] / size if terms else student_logits.new_zeros(())
-            return (loss, {"logits": student_logits}) if return_outputs else loss
+            logits = logits_of(model(pixels))
+            loss = F.cross_entropy(logits.float(), labels)
+            return (loss, {"logits": logits}) if return_outputs else loss
+
+        size = len(pixels)
+        # state.epoch counts micro-batches: where the last is ragged, it depends on how the steps are split.
+        ramp = self.args.ramp(self.state.global_step / self.steps_per_epoch)
+        distils = self.teacher is not None and ramp * self.args.kd_weight > 0
+        tries = self.teacher is not None and not self._tried  # so that what is wrong is said at once
+        with self.features.collecting() if self.features and (distils or tries) else nullcontext():
+            student_logits = logits_of(model(pixels))
+            parts: dict[str, Tensor] = {}
+            if distils or tries:
+                with self._autocast():
+                    teacher_logits = self.teacher(inputs)
+                with nullcontext() if distils else torch.no_grad():
+                    parts = self._parts(student_logits, teacher_logits, labels)
+                self._tried = True
 
         # Gradients (and logged losses) are averaged over processes, the samples counted over all of them.
         scale = self.accelerator.num_processes / (size if num_items_in_batch is None else num_items_in_batch)
-        loss = terms["ce"] * (self.args.ce_weight * scale) if terms else 0.0
-        # state.epoch counts micro-batches: where the last is ragged, it depends on how the steps are split.
-        ramp = self.args.ramp(self.state.global_step / self.steps_per_epoch)
-        if self.teacher is not None:
-            teacher_logits = self.teacher(inputs)
-            parts = self._parts(student_logits, teacher_logits, labels)
+        terms: dict[str, Tensor] = {}
+        losses = []
+        if labels is not None:
+            options = {"reduction": "sum", "label_smoothing": self.args.label_smoothing_factor}
+            terms["ce"] = F.cross_entropy(student_logits.float(), labels, self.class_weights, **options)
+            losses.append(terms["ce"] * (self.args.ce_weight * scale))
+        if distils:
             terms["kd"] = _sum_over_samples(self.distillation_loss.weigh(parts), size)
+            losses.append(terms["kd"] * (ramp * self.args.kd_weight * scale))
             if list(parts) != ["kd"]:
                 for name, part in parts.items():
                     name = f"{self.args.loss}_kd" if name == "kd" else name
                     terms[name] = _sum_over_samples(part.detach(), size)
-            loss = loss + terms["kd"] * (ramp * self.args.kd_weight * scale)
-        self._remember(terms, size, ramp, inputs.get("sample_id"))
+        if self.is_in_train and terms:
+            self._remember(terms, size, ramp, inputs.get("sample_id"))
+        loss = sum(losses) if losses else student_logits.sum() * 0.0
         return (loss, {"logits": student_logits}) if return_outputs else loss
+
+    def _autocast(self) -> AbstractContextManager:
+        """The run's mixed precision, in which the teacher runs too unless it has a precision of its own."""
+        dtype = AUTOCAST.get(self.accelerator.mixed_precision)
+        return nullcontext() if dtype is None else torch.autocast(self.args.device.type, dtype)
 
     def _remember(self, terms: dict[str, Tensor], size: int, ramp: float, rows: Tensor | None) -> None:
         """Add this micro-batch's terms to the running sums, on the device, without a synchronisation."""
-        sums = torch.stack([term.detach() for term in terms.values()])
-        self.finite.note(list(terms), sums, rows)
-        if self._sums is None:
-            self._sums, self._sum_names, self._samples = torch.zeros_like(sums), list(terms), 0
-        self._sums += sums
-        self._samples += size
+        names, sums = list(terms), torch.stack([term.detach() for term in terms.values()])
+        self.finite.note(names, sums, rows)
+        self._loss_log.add(names, sums, size)
         self._ramp = ramp
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Loss, logits (N, C) and labels of a batch; loss and labels are None where it has no labels."""
+        inputs = self._prepare_inputs(inputs)
+        pixels, labels, loss = pixels_of(inputs), inputs.get("labels"), None
+        with torch.no_grad():
+            if labels is None:
+                logits = logits_of(model(pixels))
+            else:
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+                logits = outputs["logits"]
+        return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As Trainer's, with the parts of the loss beside the total."""
-        if "loss" in logs and self._sums is not None:
-            *sums, samples = self.accelerator.reduce(
-                torch.cat([self._sums, self._sums.new_tensor([self._samples])]), "sum"
-            ).tolist()
-            logs.update({name: total / samples for name, total in zip(self._sum_names, sums, strict=True)})
+        if "loss" in logs and (means := self._loss_log.take(self.accelerator)):
+            logs.update(means)
             if self.teacher is not None:
                 logs["kd_ramp"] = self._ramp
-            self._sums = None
         super().log(logs, start_time)
 
 
-class _Epochs(TrainerCallback):
-    """Tells the training data the epoch, also where Accelerate does not: on several processes.
-
-    The seed of the loader's workers comes from a generator that each epoch begins anew. A loader would draw it from
-    the training's random numbers, but, where workers persist, only as often as it starts them: once more in a run
-    that is resumed.
-    """
-
-    def __init__(self, rows: object) -> None:
-        self.rows, self.generator = rows, torch.Generator()
-
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        epoch = int(state.epoch or 0)
-        self.generator.manual_seed(args.seed + epoch)
-        if hasattr(self.rows, "set_epoch"):
-            self.rows.set_epoch(epoch)
-        if hasattr(self.rows, "skip_batches"):  # a stream, whose steps are all one epoch
-            past = 0 if args.ignore_data_skip else state.global_step * args.gradient_accumulation_steps
-            self.rows.skip_batches(past)
+def _check_arguments(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
+    """Refuse what Trainer would take and GDKDTrainer has no place for."""
+    if not isinstance(args, GDKDConfig):
+        raise InputError(
+            f"args is a {type(args).__name__}, which names no distillation loss: pass a GDKDConfig, which takes the "
+            "same arguments and those of the loss."
+        )
+    if kwargs.get("compute_loss_func") is not None:
+        raise InputError(
+            "compute_loss_func would take the place of the distillation loss: register the loss under a name "
+            "(hf_gdkd.losses.register_loss), or override compute_loss in a subclass of GDKDTrainer."
+        )
+    if args.label_names not in (None, ["labels"]):
+        raise InputError(f"label_names is {args.label_names}: call the column labels and leave label_names out.")
 
 
 def _sum_over_samples(term: Tensor, size: int) -> Tensor:

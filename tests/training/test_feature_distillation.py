@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors import safe_open
-from tiny_training import StopAt
+from tiny_training import StopAt, rows
 from torch import nn
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification
@@ -85,10 +85,6 @@ def distil(folder, loss, student=CNN, teacher=BigCNN, *, callbacks=None, resume=
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)
     return trainer
-
-
-def rows(trainer):
-    return [row for row in trainer.state.log_history if "loss" in row]
 
 
 def weights(trainer):

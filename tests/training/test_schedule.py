@@ -48,7 +48,7 @@ def test_learning_rate_steps_down(tmp_path):
     options = {"num_train_epochs": 4, "lr_decay_epochs": [1, 3], "save_strategy": "steps", "save_steps": 4}
     _, rates = train(tmp_path, **options)
     assert rates == pytest.approx([1.0] * 3 + [0.1] * 6 + [0.01] * 3)
-    _, resumed = train(tmp_path, resume=str(tmp_path / "checkpoint-4"), **options)
+    _, resumed = train(tmp_path / "again", resume=str(tmp_path / "checkpoint-4"), **options)
     assert resumed == pytest.approx(rates[4:])
 
 

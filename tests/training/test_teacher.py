@@ -35,7 +35,7 @@ def test_far_logits_stay_finite_and_one_teacher_is_itself():
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [1.0, 0.0], [1.0, float("nan")], [1.0, 2.0, 3.0]])
 def test_weights_that_do_not_fit(weights):
-    with pytest.raises(InputError, match="give a positive number for each of 2 teachers"):
+    with pytest.raises(InputError, match="expected one positive number for each of 2 teachers"):
         mean_prediction([torch.randn(2, 3)] * 2, weights)
 
 
@@ -69,9 +69,7 @@ def test_a_step_with_two_teachers_is_that_of_the_plain_loop(tmp_path):
 def test_a_teacher_that_does_not_fit_is_refused(monkeypatch):
     teacher = Teacher(nn.Linear(1000, 1000), name="big")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3_000_000, 10_000_000))
-    with pytest.raises(
-        InputError, match=r"the teacher big takes 0.0 GB, and 0.0 GB are free on cuda: give --teacher_d"
-    ):
+    with pytest.raises(InputError, match=r"the teacher big takes 0.0 GB, and 0.0 GB are free on cuda: use --teacher_d"):
         teacher.to(torch.device("cuda"))
 
 

@@ -177,7 +177,8 @@ def test_ramp_in_fractional_epochs(tmp_path, warmup, skip):
     for epoch, row in zip(epochs, rows(trainer), strict=True):
         ramp = 0.0 if epoch < skip - 1e-9 else 1.0 if warmup == 0 else min((epoch - skip) / warmup, 1.0)
         assert row["kd_ramp"] == pytest.approx(ramp, abs=1e-9)
-        assert row["loss"] == pytest.approx(0.4 * row["ce"] + 0.7 * ramp * row["kd"], rel=1e-5)
+        assert ("kd" in row) == (ramp > 0), "what has no weight is not computed"
+        assert row["loss"] == pytest.approx(0.4 * row["ce"] + 0.7 * ramp * row.get("kd", 0.0), rel=1e-5)
 
 
 @pytest.mark.parametrize("step", [2, 3, 4])
@@ -425,12 +426,49 @@ def test_teacher_runs_once_a_batch_and_not_in_evaluation(tmp_path):
     assert teacher.calls == 2 * 11
 
 
+@pytest.mark.parametrize("options, calls", [
+    ({"kd_skip_epochs": 2.0}, 1 + 3), ({"kd_skip_epochs": 1.0, "kd_warmup_epochs": 1.0}, 1 + 5),
+    ({"kd_weight": 0.0}, 1),
+])  # fmt: skip
+def test_teacher_does_not_run_while_its_weight_is_0(tmp_path, options, calls):
+    """But once, at the first batch, so that bad input is an error at once; the log's means are over what ran."""
+    teacher = make(NormedTeacher, 1)
+    trainer = distil(tmp_path / "a", teacher=teacher, num_train_epochs=3, logging_steps=2, **options)
+    assert teacher.calls == calls
+    ran = [row for row in rows(trainer) if row["kd_ramp"] > 0]
+    assert all("kd" in row and "high" in row for row in ran) == any("kd" in row for row in rows(trainer))
+    assert all("ce" in row for row in rows(trainer))
+    with pytest.raises(InputError, match="teacher has 9 classes, student 7"):
+        distil(tmp_path / "b", teacher=Plain(9), **options)
+
+
+def test_no_loss_at_all_for_a_while(tmp_path):
+    """Without cross-entropy, and the distillation skipped: the student stays, and the run goes on."""
+    trainer = distil(tmp_path, ce_weight=0.0, kd_skip_epochs=1.0)
+    assert torch.equal(weights(trainer), torch.cat([p.flatten() for p in make(Plain).parameters()]))
+    assert [row["loss"] for row in rows(trainer)] == [0.0] * 3
+
+
+@pytest.mark.parametrize("batch", [5, 1])
+@pytest.mark.parametrize("build", STUDENTS.values(), ids=STUDENTS)
+def test_evaluation_and_prediction_without_labels(tmp_path, build, batch):
+    args = config(tmp_path, "ce", per_device_eval_batch_size=batch)
+    trainer = GDKDTrainer(make(build), None, args, compute_metrics=lambda p: {"n": len(p.predictions)})
+    data = [{"pixel_values": row["pixel_values"]} for row in make_data(6)]
+    out = trainer.predict(data)
+    logits = make(build).eval()(torch.stack([row["pixel_values"] for row in data]))
+    expected = getattr(logits, "logits", logits).detach()
+    torch.testing.assert_close(torch.tensor(out.predictions), expected, rtol=1e-4, atol=1e-5)
+    assert out.label_ids is None and "eval_loss" not in trainer.evaluate(data)
+
+
 @pytest.mark.parametrize("build", STUDENTS.values(), ids=STUDENTS)
 @pytest.mark.parametrize("loss", ["ce", "gdkd"])
 def test_evaluation_is_the_plain_cross_entropy(tmp_path, build, loss):
     teacher = None if loss == "ce" else NormedTeacher()
     seen = []
-    args = config(tmp_path, loss, ce_weight=0.0 if loss == "gdkd" else 1.0)
+    weighted = {"class_weights": [9.0] + [1.0] * (CLASSES - 1), "label_smoothing_factor": 0.3}
+    args = config(tmp_path, loss, ce_weight=0.0 if loss == "gdkd" else 1.0, **weighted)
     trainer = GDKDTrainer(make(build), teacher, args, compute_metrics=lambda p: seen.append(p) or {"n": 1.0})
     data = make_data(11)
     logits = make(build).eval()(torch.stack([row["pixel_values"] for row in data]))
@@ -440,14 +478,6 @@ def test_evaluation_is_the_plain_cross_entropy(tmp_path, build, loss):
     assert metrics["eval_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     torch.testing.assert_close(torch.tensor(seen[0].predictions), logits.detach(), rtol=1e-4, atol=1e-5)
     assert seen[0].label_ids.tolist() == labels.tolist()
-
-
-def test_teacher_as_module_as_teacher_and_by_folder(tmp_path):
-    model = make(vit, 1)
-    model.save_pretrained(tmp_path / "teacher")
-    teachers = [make(vit, 1), Teacher(model), str(tmp_path / "teacher")]
-    ends = [weights(distil(tmp_path / "out", teacher=teacher)) for teacher in teachers]
-    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
 
 
 def test_teacher_dtype_holds_under_autocast():
