@@ -177,3 +177,8 @@ def _write_at(file: BinaryIO, data: bytes, offset: int) -> None:
     while data:
         written = os.pwrite(file.fileno(), data, offset)
         data, offset = data[written:], offset + written
+
+
+def logits_key(pixels: str) -> str:
+    """The key in a batch of the logits of the teacher whose view has the key `pixels`."""
+    return pixels.replace("pixel_values", "logits")

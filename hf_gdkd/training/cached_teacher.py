@@ -1,0 +1,108 @@
+"""A teacher that runs once for each view of an image: what it said is read from a cache afterwards."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..data.cache_records import decode, encode
+from ..data.teacher_cache import TeacherCache, logits_key
+from ..errors import first_sentence
+from .teacher import Teacher
+
+logger = logging.getLogger(__name__)
+
+
+class CachedTeacher(TrainerCallback):
+    """Stands for a `Teacher` in training: reads its logits from a cache, and records those that are missing there.
+
+    The batches come from a `hf_gdkd.data.Augmented` with the same cache, which reads it in the DataLoader's workers.
+    The teacher itself is loaded when a batch with missing logits needs it; with a full cache, never. What it says is
+    rounded as the cache stores it, so that a run that records ends with the same weights as one that reads.
+
+    Args:
+        cache: where the logits are.
+        load: loads the teacher, ready to be called.
+        pixels: key of the teacher's own view in a batch, as in `Teacher`.
+
+    Example:
+        >>> from hf_gdkd.training.cached_teacher import CachedTeacher
+        >>> teacher = CachedTeacher(cache, lambda: Teacher.load("google/vit-base"))  # doctest: +SKIP
+    """
+
+    def __init__(self, cache: TeacherCache, load: Callable[[], Teacher], *, pixels: str = "teacher_pixel_values"):
+        self.cache, self._load, self.pixels = cache, load, pixels
+        self.key = logits_key(pixels)
+        self.recording = True
+        self._waiting: list[tuple[list[Tensor], torch.cuda.Event | None]] = []
+
+    @cached_property
+    def live(self) -> Teacher:
+        """The teacher itself, loaded when it is first needed."""
+        return self._load()
+
+    @property
+    def num_labels(self) -> int:
+        return self.cache.classes
+
+    def to(self, device: torch.device) -> CachedTeacher:
+        """Nothing to move: `load` places the teacher, and a batch brings its logits along."""
+        return self
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits (N, C) in float32 for a batch with `teacher_logits` (N, C).
+
+        Where `teacher_logits_known` (N) is there too, the teacher runs for the batch, and what was missing is recorded.
+        """
+        stored, known = batch[self.key], batch.get(f"{self.key}_known")
+        if known is None:
+            return stored
+        logits = self._rounded(self.live(batch).float())
+        if self.recording:
+            self._record(known, batch["sample_id"], batch["view"], logits)
+        return torch.where(known.unsqueeze(-1), stored, logits)
+
+    def _rounded(self, logits: Tensor) -> Tensor:
+        dtype = self.cache.dtype
+        if dtype in ("float16", "float32"):  # on the device, without waiting for it
+            largest = torch.finfo(getattr(torch, dtype)).max
+            within = torch.where(logits.isinf(), logits, logits.clamp(-largest, largest))
+            return within.to(getattr(torch, dtype)).float()
+        rounded = decode(encode(logits.cpu().numpy(), dtype), dtype, self.cache.classes)
+        return torch.from_numpy(rounded).to(logits.device)
+
+    def _record(self, *batch: Tensor) -> None:
+        """Write the last batch's logits while the device works on this one's."""
+        self.flush()
+        on_gpu = batch[0].is_cuda
+        copies = [tensor.to("cpu", non_blocking=on_gpu) for tensor in batch]
+        self._waiting.append((copies, torch.cuda.current_stream().record_event() if on_gpu else None))
+        if not on_gpu:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits to be written. Where that fails, say so once, and record no more."""
+        while self._waiting:
+            (known, rows, views, logits), ready = self._waiting.pop()
+            if ready is not None:
+                ready.synchronize()
+            missing = ~known
+            try:
+                self.cache.record(rows[missing].tolist(), views[missing].tolist(), logits[missing].numpy())
+            except OSError as error:
+                self.recording = False
+                logger.warning(
+                    "The teacher's logits are no longer recorded in %s: %s Training goes on without, and what was "
+                    "recorded before stays valid.", self.cache.folder, first_sentence(error),
+                )  # fmt: skip
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self.flush()
