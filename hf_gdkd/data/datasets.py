@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from .augment import Mix
 from .decoding import Opened, row_index
 from .selection import ROW
+from .teacher_cache import TeacherCache, logits_key
 from .views import TrainTransform
 
 
@@ -26,7 +29,8 @@ class Augmented(Dataset):
 
     So a sample is augmented alike in any process, worker and micro-batch, after a resumption, and whatever other rows
     are selected. The original row is the number in the column `sample_id`, or the position where there is none; the
-    view number is the epoch, or with `repeats` counts on: epoch * repeats + repetition. GDKDTrainer calls `set_epoch`.
+    view number is the epoch, or with `repeats` counts on: epoch * repeats + repetition; with `views` it starts again from
+    0 after as many. GDKDTrainer calls `set_epoch`.
 
     Args:
         rows: samples with `image` and, if labelled, `labels`.
@@ -36,6 +40,9 @@ class Augmented(Dataset):
         repeats: how often an image occurs in an epoch, with another augmentation each time; the epoch stays as long,
             and other images are left out of it (repeated augmentation: Hoffer et al., arXiv 1901.09335). Index
             i + len(data) is the second view of image i, and so on.
+        views: how many views an image has; None: a new one each time.
+        caches: the logits that teachers have for these views, by the key of each teacher's pixels in a batch. They
+            come as `teacher_logits`; where a batch lacks some, with `teacher_logits_known`, `view` and the pixels.
 
     Examples:
         >>> from PIL import Image
@@ -49,13 +56,29 @@ class Augmented(Dataset):
     """
 
     def __init__(
-        self, rows: Sequence, transform: TrainTransform, *, seed: int, mix: Mix | None = None, repeats: int = 1
+        self,
+        rows: Sequence,
+        transform: TrainTransform,
+        *,
+        seed: int,
+        mix: Mix | None = None,
+        repeats: int = 1,
+        views: int | None = None,
+        caches: Mapping[str, TeacherCache] | None = None,
     ) -> None:
         self.rows, self.transform, self.seed, self.mix, self.repeats = Opened(rows), transform, seed, mix, repeats
+        self.views, self.caches = views, caches or {}
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that live on
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
+
+    def with_view(self, view: int, *, live: bool = False) -> Augmented:
+        """The same rows, all in this view; `live`: without what caches hold, so with every teacher's pixels."""
+        other = copy.copy(self)
+        other.repeats, other.views, other._epoch = 1, None, torch.tensor(view)
+        other.caches = {} if live else self.caches
+        return other
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,8 +102,21 @@ class Augmented(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, object]]:
         with torch.random.fork_rng(devices=[]):
             samples = [self._draw(index) for index in indices]
-        views = self.transform.see([sample.pop("image") for sample in samples])
-        return [sample | {key: pixels[i] for key, pixels in views.items()} for i, sample in enumerate(samples)]
+        columns, unneeded = self._cached(samples)
+        columns |= self.transform.see([sample.pop("image") for sample in samples], without=unneeded)
+        return [sample | {key: values[i] for key, values in columns.items()} for i, sample in enumerate(samples)]
+
+    def _cached(self, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Sequence], set[str]]:
+        """The logits that are cached, by their key in a batch, and the keys of the pixels that nobody needs for them."""
+        columns, unneeded = {}, set()
+        for pixels, cache in self.caches.items():
+            logits, known = cache.read([s[ROW] for s in samples], [s["view"] for s in samples])
+            columns[logits_key(pixels)] = logits
+            if known.all():
+                unneeded.add(pixels)
+            else:
+                columns[f"{logits_key(pixels)}_known"] = known
+        return columns, unneeded
 
     def _draw(self, index: int) -> dict[str, object]:
         """The sample with its random crop, before any view is made of it."""
@@ -89,8 +125,11 @@ class Augmented(Dataset):
         stored = self.rows[row]
         number = stored.get(ROW, row)
         view = int(self._epoch) * self.repeats + repeat
+        view = view if self.views is None else view % self.views
         torch.random.default_generator.manual_seed(draw_seed(self.seed, number, view))
         sample = {key: stored[key] for key in ("image", "labels") if key in stored} | {ROW: number}
+        if self.caches:
+            sample["view"] = view
         crops = [self.transform.crop(sample["image"])]
         if self.mix is None:
             return sample | {"image": crops[0]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from PIL import Image as PILImage
@@ -170,9 +170,9 @@ class TrainTransform:
         crop = TF.crop(image, *box)
         return self.augment(TF.horizontal_flip(crop) if self.flip and torch.rand(()) < 0.5 else crop)
 
-    def see(self, crops: Sequence[PILImage.Image]) -> dict[str, object]:
-        """Every view of the crops, by its key in the batch."""
-        return {name: view.squash(crops) for name, view in self.views.items()}
+    def see(self, crops: Sequence[PILImage.Image], without: Collection[str] = ()) -> dict[str, Tensor]:
+        """Every view of the crops, by its key in the batch; those that nobody needs are left out."""
+        return {name: view.squash(crops) for name, view in self.views.items() if name not in without}
 
     def __call__(self, batch: dict[str, list]) -> dict[str, object]:
         views = self.see([self.crop(image) for image in batch["image"]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,12 +40,20 @@ class CachedTeacher(TrainerCallback):
         self.cache, self._load, self.pixels = cache, load, pixels
         self.key = logits_key(pixels)
         self.recording = True
+        self._compile_options: dict[str, Any] | None = None
         self._waiting: list[tuple[list[Tensor], torch.cuda.Event | None]] = []
 
     @cached_property
     def live(self) -> Teacher:
         """The teacher itself, loaded when it is first needed."""
-        return self._load()
+        teacher = self._load()
+        if self._compile_options is not None:
+            teacher.compile(**self._compile_options)
+        return teacher
+
+    def compile(self, **options: Any) -> None:
+        """Compile the teacher's forward pass when it is loaded; options as `torch.compile`'s."""
+        self._compile_options = options
 
     @property
     def num_labels(self) -> int:
@@ -63,10 +72,10 @@ class CachedTeacher(TrainerCallback):
         stored, known = batch[self.key], batch.get(f"{self.key}_known")
         if known is None:
             return stored
-        logits = self._rounded(self.live(batch).float())
+        logits = self.live(batch).float()
         if self.recording:
             self._record(known, batch["sample_id"], batch["view"], logits)
-        return torch.where(known.unsqueeze(-1), stored, logits)
+        return torch.where(known.unsqueeze(-1), stored, self._rounded(logits))
 
     def _rounded(self, logits: Tensor) -> Tensor:
         dtype = self.cache.dtype

@@ -76,6 +76,8 @@ def place_teacher(teacher: Teacher | Ensemble, args: GDKDConfig) -> Teacher | En
     """
     zero = args.deepspeed_plugin
     for each in teacher.teachers if isinstance(teacher, Ensemble) else [teacher]:
+        if not isinstance(each, Teacher):  # one that reads a cache, and places itself if it is needed
+            continue
         if zero is not None and zero.hf_ds_config.is_zero3():
             _partition(each.model)
         elif args.shard_teacher:

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from ..errors import InputError
 from ..losses import DistillationLoss, FeatureLoss
 from .batches import COLUMNS, BatchTrainer
+from .cached_teacher import CachedTeacher
 from .config import GDKDConfig
 from .distributed import check_engine, name_blocks, place_teacher
 from .feature_distillation import FeatureDistillation
@@ -101,8 +102,11 @@ class GDKDTrainer(BatchTrainer):
         self.label_names = ["labels"]  # Trainer finds none when a plain module's forward takes none
         self.teacher = to_teacher(teacher_model, self.model, args)
         self._to_match = [each for each in teachers_of(self.teacher) if not each.matched]
-        for each in teachers_of(self.teacher) if args.torch_compile else ():
-            each.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+        for each in getattr(self.teacher, "teachers", [self.teacher]):
+            if args.torch_compile and each is not None:
+                each.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+            if isinstance(each, CachedTeacher):
+                self.add_callback(each)  # it writes what it recorded
         self.features: FeatureDistillation | None = None
         self._made_for: tuple | None = None
         self._follow()

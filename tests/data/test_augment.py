@@ -101,8 +101,10 @@ def test_repeats_stand_together_and_are_augmented_anew():
     assert list(again.sampler) == order
     again.set_epoch(1)
     assert list(again.sampler) != order
-    one, two = (data[index] for index in order[:2])
-    assert one["sample_id"] == two["sample_id"] and not torch.equal(one["pixel_values"], two["pixel_values"])
+    pairs = [[data[index] for index in order[i : i + 2]] for i in range(0, 48, 3)]
+    assert all(one["sample_id"] == two["sample_id"] for one, two in pairs)
+    alike = [torch.equal(one["pixel_values"], two["pixel_values"]) for one, two in pairs]
+    assert alike.count(True) <= 4  # RandAugment draws the identity twice now and then
     assert augmented().sampler is None
 
 
