@@ -24,19 +24,19 @@ from transformers import EarlyStoppingCallback, set_seed
 from hf_gdkd.commands.arguments.fields import DistillArguments
 from hf_gdkd.commands.arguments.parsing import parse
 from hf_gdkd.commands.arguments.settings import command_line, run_settings
-from hf_gdkd.commands.build import load_teachers, training_data
+from hf_gdkd.commands.build import training_data
+from hf_gdkd.commands.caching import check_storage, prepare_teachers, set_views
 from hf_gdkd.commands.finishing import finish
 from hf_gdkd.commands.running import quiet, run
 from hf_gdkd.data.datasets import Viewed, collate
 from hf_gdkd.data.loading import load_data
 from hf_gdkd.data.views import EvalTransform, View
-from hf_gdkd.evaluation.measurement import check_teacher, predict
+from hf_gdkd.evaluation.measurement import measure_teacher
 from hf_gdkd.evaluation.metrics import compute_agreement, compute_metrics
-from hf_gdkd.models.heads import class_names
-from hf_gdkd.models.label_map import load_label_map
+from hf_gdkd.models.configuration import names_of, read_config
 from hf_gdkd.models.loading import load_model, load_processor, pin_revision, possible_init
+from hf_gdkd.models.names import resolve_name
 from hf_gdkd.training.config import GDKDConfig
-from hf_gdkd.training.distributed import place_teacher
 from hf_gdkd.training.run_files import SettingsWriter, read_run_settings
 from hf_gdkd.training.run_folder import checkpoint_to_resume, in_use
 from hf_gdkd.training.same_run import check_same_run
@@ -63,25 +63,24 @@ def distil(script: DistillArguments, args: GDKDConfig, command: str) -> dict[str
         script.student_revision = pin_revision(script.student, script.student_revision)
     pinned = [pin_revision(*teacher) for teacher in script.teachers()]
     script.teacher_revision = [commit or "main" for commit in pinned] if any(pinned) else None
+    check_storage(script, args)
+    set_views(script, args, 0 if script.streaming else len(data.train))
     settings = run_settings(script, args)
     if checkpoint is not None:
         check_same_run(settings, read_run_settings(Path(checkpoint).parent) or settings)
 
-    teachers = load_teachers(script, args)
     if script.label_free:
-        data.label_names = class_names(teachers[0].model)
+        name, commit = script.teachers()[0]
+        source = {"revision": commit, "trust_remote_code": script.trust_remote_code}
+        data.label_names = names_of(read_config(resolve_name(name), **source))
     source = {"revision": script.student_revision, "trust_remote_code": script.trust_remote_code}
     student = load_model(script.student, label_names=data.label_names, init=script.student_init, **source)
     processor = load_processor(script.student, init=script.student_init, **source)
     view = View(processor)
-    for teacher, label_map in zip(teachers, script.label_map or [None] * len(teachers), strict=True):
-        teacher.match(data.label_names, view, label_map and load_label_map(label_map), data_name=data.name)
-        place_teacher(teacher, args)
-        if script.label_free:
-            logits, *_ = predict(teacher.model, data.eval, teacher.view, device=args.device)
-            data.eval = data.eval.add_column("labels", logits.argmax(-1))  # so that accuracy is agreement
-        else:
-            check_teacher(teacher, data.eval, allow_weak=script.allow_weak_teacher, device=args.device)
+    teachers = prepare_teachers(script, args, data, view)
+    if script.label_free:
+        logits, _ = measure_teacher(teachers[0], data.eval, device=args.device)
+        data.eval = data.eval.add_column("labels", logits.argmax(-1))  # so that accuracy is agreement
 
     train = training_data(script, args, data, view, teachers)
     trainer = GDKDTrainer(

@@ -1,4 +1,4 @@
-"""From the arguments of a run to its teachers and its training data."""
+"""From the arguments of a run to its training data."""
 
 from __future__ import annotations
 
@@ -9,27 +9,22 @@ from ..data.datasets import Augmented
 from ..data.loading import Data
 from ..data.streaming import AugmentedStream
 from ..data.views import TrainTransform, View
+from ..training.cached_teacher import CachedTeacher
 from ..training.config import GDKDConfig
 from ..training.teacher import Teacher
 from .arguments.fields import DistillArguments
 
 
-def load_teachers(script: DistillArguments, args: GDKDConfig) -> list[Teacher]:
-    """The teachers by name, each with its own view, under a key of its own in the batch."""
-    teachers = [
-        Teacher.load(name, revision=revision, dtype=args.teacher_dtype, trust_remote_code=script.trust_remote_code)
-        for name, revision in script.teachers()
-    ]
-    for i, teacher in enumerate(teachers[1:], start=2):
-        teacher.pixels += f"_{i}"
-    return teachers
-
-
 def training_data(
-    script: DistillArguments, args: GDKDConfig, data: Data, view: View, teachers: Sequence[Teacher]
+    script: DistillArguments, args: GDKDConfig, data: Data, view: View, teachers: Sequence[Teacher | CachedTeacher]
 ) -> Augmented | AugmentedStream:
     """The training rows, augmented once and seen by the student (`view`) and by every teacher whose view differs."""
-    others = {teacher.pixels: teacher.view for teacher in teachers if not view.same_geometry(teacher.view)}
+    caches = {teacher.pixels: teacher.cache for teacher in teachers if isinstance(teacher, CachedTeacher)}
+    others = {  # what a cache holds shall not depend on the student
+        teacher.pixels: teacher.view
+        for teacher in teachers
+        if teacher.view is not view and (caches or not view.same_geometry(teacher.view))
+    }
     transform = TrainTransform(
         view,
         others,
@@ -47,5 +42,7 @@ def training_data(
     mix = None
     if script.mixup_alpha + script.cutmix_alpha > 0:
         alphas = {"mixup_alpha": script.mixup_alpha, "cutmix_alpha": script.cutmix_alpha}
-        mix = Mix(len(data.label_names), max(each.size for each in (view, *others.values())), **alphas)
-    return Augmented(data.train, transform, seed=args.seed, mix=mix, repeats=script.repeated_augmentation)
+        views = [teacher.view for teacher in teachers] if caches else [view, *others.values()]
+        mix = Mix(len(data.label_names), max(each.size for each in views), **alphas)
+    options = {"repeats": script.repeated_augmentation, "views": script.cache_views, "caches": caches}
+    return Augmented(data.train, transform, seed=args.seed, mix=mix, **options)

@@ -17,6 +17,7 @@ from ..models.loading import save_processor
 from ..models.names import resolve_name
 from ..publishing.card import Origin, license_of, write_card
 from ..publishing.upload import push
+from ..training.cached_teacher import CachedTeacher
 from ..training.run_files import best_and_last, draw_training, ms_per_step, write_metrics
 from ..training.teacher import Teacher
 from ..training.trainer import GDKDTrainer
@@ -32,7 +33,7 @@ def finish(
     script: DistillArguments,
     data: Data,
     view: View,
-    teachers: list[Teacher],
+    teachers: list[Teacher | CachedTeacher],
     *,
     seconds: float,
     begun: int,

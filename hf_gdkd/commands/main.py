@@ -15,6 +15,7 @@ from .recipes import listing
 COMMANDS = {
     "distill": "Distil a teacher into a smaller student, on every GPU of this machine.",
     "evaluate": "Measure a model on a data set, beside its teacher and a baseline.",
+    "cache": "Record a teacher's logits ahead of time, check them, see what they cost, share them.",
     "push": "Push a finished student to the Hub.",
     "compare": "Compare losses fairly, as a YAML file describes.",
     "replay": "Repeat the step at which a run was stopped by a loss or a gradient that is not finite.",

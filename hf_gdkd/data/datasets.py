@@ -29,8 +29,8 @@ class Augmented(Dataset):
 
     So a sample is augmented alike in any process, worker and micro-batch, after a resumption, and whatever other rows
     are selected. The original row is the number in the column `sample_id`, or the position where there is none; the
-    view number is the epoch, or with `repeats` counts on: epoch * repeats + repetition; with `views` it starts again from
-    0 after as many. GDKDTrainer calls `set_epoch`.
+    view number is the epoch, or with `repeats` counts on: epoch * repeats + repetition; with `views` it starts again
+    from 0 after as many. GDKDTrainer calls `set_epoch`.
 
     Args:
         rows: samples with `image` and, if labelled, `labels`.
@@ -74,7 +74,7 @@ class Augmented(Dataset):
         self._epoch.fill_(epoch)
 
     def with_view(self, view: int, *, live: bool = False) -> Augmented:
-        """The same rows, all in this view; `live`: without what caches hold, so with every teacher's pixels."""
+        """The same rows in this view; `live`: without what caches hold, so with every teacher's pixels."""
         other = copy.copy(self)
         other.repeats, other.views, other._epoch = 1, None, torch.tensor(view)
         other.caches = {} if live else self.caches
@@ -107,7 +107,7 @@ class Augmented(Dataset):
         return [sample | {key: values[i] for key, values in columns.items()} for i, sample in enumerate(samples)]
 
     def _cached(self, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Sequence], set[str]]:
-        """The logits that are cached, by their key in a batch, and the keys of the pixels that nobody needs for them."""
+        """The logits that are cached, by their key in a batch, and the keys of pixels that are then not needed."""
         columns, unneeded = {}, set()
         for pixels, cache in self.caches.items():
             logits, known = cache.read([s[ROW] for s in samples], [s["view"] for s in samples])

@@ -21,7 +21,7 @@ class Data:
 
     The column `sample_id` holds each row's number in the split that it comes from. `revision` is the commit on the
     Hub, `bad_images` the number of images that were left out. A streamed `train` is an IterableDataset of undecoded
-    images; with `eval_only` it is None.
+    images; with `eval_only` it is None. `train_split_rows` are all rows of the split that `train` is selected from.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Data:
     crop_scale: float = 0.08
     revision: str | None = None
     bad_images: int = 0
+    train_split_rows: Dataset | None = None
 
 
 def load_data(
@@ -99,7 +100,7 @@ def load_data(
         warn_of_similar_names(name, label_names)
         for split, rows in splits.items():
             check_labels(name, split, rows, len(label_names))
-    bad_images = 0
+    bad_images, whole = 0, splits.get(train_split)
     for split, rows in splits.items():
         splits[split], bad = check_images(rows, f"data set {name}, split {split}: ", skip=on_bad_image == "skip")
         bad_images += bad
@@ -122,7 +123,15 @@ def load_data(
     train = None if eval_only else stream or train
     shape = {"flip": False, "crop_scale": 0.6} if name == "digits" else {}
     return Data(
-        name, train, evaluation, eval_split, label_names, revision=source.revision, bad_images=bad_images, **shape
+        name,
+        train,
+        evaluation,
+        eval_split,
+        label_names,
+        revision=source.revision,
+        bad_images=bad_images,
+        train_split_rows=whole,
+        **shape,
     )
 
 

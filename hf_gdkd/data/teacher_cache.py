@@ -110,6 +110,10 @@ class TeacherCache:
         """Whether these rows are recorded in every view."""
         return all(self.recorded(view)[np.asarray(rows)].all() for view in range(self.views))
 
+    def size(self, rows: int) -> int:
+        """Bytes that so many rows take on the disk, in all views."""
+        return rows * self.views * (self.record_type.itemsize + 4)
+
     def _create(self, view: int) -> tuple[BinaryIO, BinaryIO]:
         """The files of a view, open for writing; made, at their full size, where they are not there."""
         if not (self.folder / DESCRIPTION).exists():

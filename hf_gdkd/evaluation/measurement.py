@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from tqdm.auto import tqdm
 from ..data.datasets import Viewed, collate
 from ..data.views import EvalTransform, View
 from ..errors import InputError, first_sentence
+from ..training.cached_teacher import CachedTeacher
 from ..training.dataloader_workers import default_workers
 from ..training.teacher import Teacher, logits_of, mean_prediction
 from .metrics import agreement, classification_metrics
@@ -110,8 +112,15 @@ def measure(
     return logits, numbers | size_of(model, view) | {"images_per_second": speed}
 
 
-def measure_teacher(teacher: Teacher, rows: Dataset, **options: Any) -> tuple[np.ndarray, dict[str, float | None]]:
-    """Measure a teacher as `measure` does, through its own view and in the label space that it was matched to."""
+def measure_teacher(
+    teacher: Teacher | CachedTeacher, rows: Dataset, **options: Any
+) -> tuple[np.ndarray, dict[str, float | None]]:
+    """Measure a teacher as `measure` does, through its own view and in the label space that it was matched to.
+
+    What a teacher with a cache said of the same rows before is read.
+    """
+    if isinstance(teacher, CachedTeacher):
+        return teacher.answers(rows, partial(measure_teacher, rows=rows, **options))
     return measure(teacher.model, rows, teacher.view, columns=_columns(teacher), **options)
 
 

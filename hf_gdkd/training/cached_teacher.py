@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate import PartialState
+from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.cache_records import decode, encode
+from ..data.fingerprint import fingerprint
 from ..data.teacher_cache import TeacherCache, logits_key
+from ..data.views import View
 from ..errors import first_sentence
 from .teacher import Teacher
 
@@ -29,6 +36,8 @@ class CachedTeacher(TrainerCallback):
     Args:
         cache: where the logits are.
         load: loads the teacher, ready to be called.
+        name: what messages and cards call it.
+        view: how the teacher sees an image.
         pixels: key of the teacher's own view in a batch, as in `Teacher`.
 
     Example:
@@ -36,8 +45,16 @@ class CachedTeacher(TrainerCallback):
         >>> teacher = CachedTeacher(cache, lambda: Teacher.load("google/vit-base"))  # doctest: +SKIP
     """
 
-    def __init__(self, cache: TeacherCache, load: Callable[[], Teacher], *, pixels: str = "teacher_pixel_values"):
-        self.cache, self._load, self.pixels = cache, load, pixels
+    def __init__(
+        self,
+        cache: TeacherCache,
+        load: Callable[[], Teacher],
+        *,
+        name: str = "teacher",
+        view: View | None = None,
+        pixels: str = "teacher_pixel_values",
+    ) -> None:
+        self.cache, self._load, self.name, self.view, self.pixels = cache, load, name, view, pixels
         self.key = logits_key(pixels)
         self.recording = True
         self._compile_options: dict[str, Any] | None = None
@@ -76,6 +93,20 @@ class CachedTeacher(TrainerCallback):
         if self.recording:
             self._record(known, batch["sample_id"], batch["view"], logits)
         return torch.where(known.unsqueeze(-1), stored, self._rounded(logits))
+
+    def answers(self, rows: Dataset, measure: Callable[[Teacher], tuple[np.ndarray, dict]]) -> tuple[np.ndarray, dict]:
+        """Logits (N, C) on other rows, such as those of an evaluation, and numbers: read, or measured and recorded."""
+        path = self.cache.folder / f"answers-{fingerprint(rows)}.npz"
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as stored:
+                return stored["logits"], json.loads(str(stored["numbers"]))
+        logits, numbers = measure(self.live)
+        if PartialState().is_main_process and self.recording:
+            part = path.with_suffix(".part.npz")
+            with suppress(OSError):  # then it is measured again
+                np.savez(part, logits=logits.astype(np.float32), numbers=np.array(json.dumps(numbers)))
+                part.replace(path)
+        return logits, numbers
 
     def _rounded(self, logits: Tensor) -> Tensor:
         dtype = self.cache.dtype

@@ -9,13 +9,13 @@ from ..recipes import check_teacher_is_trained
 from .fields import DistillArguments
 
 
-def check_arguments(script: DistillArguments, args: GDKDConfig) -> None:
+def check_arguments(script: DistillArguments, args: GDKDConfig, needs_student: bool = True) -> None:
     """Refuse values that are out of range, and arguments that do not go together.
 
     Raises:
         InputError: the first that is wrong.
     """
-    if script.student is None:
+    if needs_student and script.student is None:
         raise InputError("no student: use --student (a Hub id, a timm id or a local folder).")
     if script.student_init not in ("pretrained", "random"):
         raise InputError(f"student_init is {script.student_init!r}: choose pretrained or random.")
@@ -33,7 +33,7 @@ def check_arguments(script: DistillArguments, args: GDKDConfig) -> None:
             else "loss ce takes no teacher: choose a distillation loss, or leave --teacher out."
         )
     check_teacher_is_trained(script.teacher)
-    for name in ("teacher_weights", "teacher_revision", "label_map"):
+    for name in ("teacher_weights", "teacher_revision", "label_map", "teacher_cache"):
         given, teachers = getattr(script, name), len(script.teacher or [])
         if given is not None and len(given) != teachers:
             raise InputError(f"{name} has {len(given)} values for {teachers} teachers: set one per teacher.")

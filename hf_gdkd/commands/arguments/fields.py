@@ -78,6 +78,19 @@ class AugmentationArguments:
 
 
 @dataclass
+class CacheArguments:
+    """Teacher cache"""
+
+    teacher_cache: list[str] | None = _field(
+        None, "Folder of the teacher's logits: read from it, and recorded there; several teachers: one each."
+    )
+    cache_views: int | None = _field(
+        None, "Views of each image, shown in turn; unset: all epochs differ, with a cache at most 50."
+    )
+    cache_dtype: str = _field("float16", "float16 (default), float32, int8 or top-M, such as top-10 (kd only).")
+
+
+@dataclass
 class RunArguments:
     """Run"""
 
@@ -90,7 +103,7 @@ class RunArguments:
 
 
 @dataclass
-class DistillArguments(RunArguments, AugmentationArguments, DataArguments, ModelArguments):
+class DistillArguments(RunArguments, CacheArguments, AugmentationArguments, DataArguments, ModelArguments):
     """The models and the data of one run; the loss and the training are GDKDConfig's."""
 
     def teachers(self) -> list[tuple[str, str | None]]:

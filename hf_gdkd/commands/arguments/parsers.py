@@ -116,7 +116,31 @@ def recipes_parser() -> Parser:
     return Parser("recipes", "")
 
 
+def cache_parser() -> Parser:
+    """What `hf-gdkd cache` takes, beside the flags of distill for `record` and `estimate`."""
+    parser = Parser("cache", "record runs/cache --teacher google/vit-base --dataset timm/mini-imagenet")
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=ArgumentParser)
+
+    def action(name: str, text: str, *arguments: str) -> ArgumentParser:
+        own = actions.add_parser(name, help=text, description=text, formatter_class=help_format, allow_abbrev=False)
+        own.error = parser.error
+        for argument in arguments:
+            own.add_argument(argument)
+        return own
+
+    action("record", "Run the teacher on every view of every image; takes the flags of distill.", "folder")
+    action("estimate", "Print the size of a cache, and the time it saves; takes the flags of distill.")
+    check = action("verify", "Run the teacher again on random rows, and compare.", "folder")
+    check.add_argument("--rows", type=int, default=100, help="How many (default: 100).")
+    push = action("push", "Upload a cache as a data set.", "folder")
+    push.add_argument("--hub_dataset_id", required=True, help="Repository, such as me/cache.")
+    push.add_argument("--hub_private_repo", action="store_true", default=None, help="Make it private.")
+    action("pull", "Download a cache.", "hub_dataset_id", "folder")
+    return parser
+
+
 PARSERS = {
+    "cache": cache_parser,
     "evaluate": evaluate_parser,
     "push": push_parser,
     "compare": compare_parser,

@@ -28,7 +28,7 @@ class _Parser(HfArgumentParser):
         raise InputError(f"{message.rstrip('.')}; --help all lists the flags.")
 
 
-def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConfig]:
+def parse(argv: Sequence[str] | None = None, *, needs_student: bool = True) -> tuple[DistillArguments, GDKDConfig]:
     """Arguments from flags, which override a settings file (`--config`) or one of the paper's recipes (`--recipe`).
 
     Raises:
@@ -48,9 +48,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[DistillArguments, GDKDConf
     if flags.config is not None:
         settings = read_settings(flags.config)
         with _naming(flags.config, settings, argv):
-            return _parse(parser, settings, argv)
+            return _parse(parser, settings, argv, needs_student)
     recipe = {} if flags.recipe is None else recipe_settings(flags.recipe, flags.loss, flags.standardize)
-    return _parse(parser, recipe, argv)
+    return _parse(parser, recipe, argv, needs_student)
 
 
 def _at_home(argv: Sequence[str]) -> list[str]:
@@ -72,7 +72,9 @@ def _naming(path: str, settings: Mapping[str, Any], argv: Sequence[str]) -> Iter
         raise
 
 
-def _parse(parser: _Parser, settings: Mapping[str, Any], argv: list[str]) -> tuple[DistillArguments, GDKDConfig]:
+def _parse(
+    parser: _Parser, settings: Mapping[str, Any], argv: list[str], needs_student: bool
+) -> tuple[DistillArguments, GDKDConfig]:
     for key, value in settings.items():
         more = parser.parse_known_args(as_flags({key: value}))[1]
         if more:
@@ -102,5 +104,5 @@ def _parse(parser: _Parser, settings: Mapping[str, Any], argv: list[str]) -> tup
         raise
     except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:  # what TrainingArguments refuses
         raise InputError(first_sentence(error)) from error
-    check_arguments(script, args)
+    check_arguments(script, args, needs_student)
     return script, args

@@ -1,0 +1,180 @@
+"""The teachers of a run, live or from their caches, and what a cache depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.cache_records import kept_classes
+from ..data.fingerprint import fingerprint
+from ..data.loading import Data
+from ..data.selection import ROW
+from ..data.teacher_cache import DESCRIPTION, TeacherCache, read_description
+from ..data.views import View
+from ..errors import InputError
+from ..evaluation.measurement import check_teacher
+from ..losses import FeatureLoss
+from ..models.label_map import load_label_map
+from ..models.loading import load_processor
+from ..models.names import resolve_name
+from ..training.cached_teacher import CachedTeacher
+from ..training.config import GDKDConfig
+from ..training.distributed import place_teacher
+from ..training.teacher import Teacher
+from .arguments.fields import DistillArguments
+
+MOST_VIEWS = 50  # by default: with more, nothing was gained (Faghri et al., arXiv 2303.08983, table of replayed views)
+AUGMENTATION = (
+    *("crop_padding", "auto_augment", "random_erasing", "cutout"),
+    *("mixup_alpha", "cutmix_alpha", "repeated_augmentation"),
+)
+
+
+def prepare_teachers(
+    script: DistillArguments, args: GDKDConfig, data: Data, view: View, *, check: bool = True
+) -> list[Teacher | CachedTeacher]:
+    """Load the teachers: matched to the data set's classes, placed, and checked on a few hundred of its images.
+
+    Each has its pixels under a key of its own in a batch. With `--teacher_cache` a teacher is loaded if its folder
+    lacks the logits of a row and view of this run, else never. Without `check` a cache may also be one to be made.
+
+    Raises:
+        InputError: what `Teacher.load`, `Teacher.match` and `check_teacher` raise; a cache of something else.
+    """
+    teachers: list[Teacher | CachedTeacher] = []
+    for i, (name, revision) in enumerate(script.teachers()):
+        pixels = "teacher_pixel_values" if i == 0 else f"teacher_pixel_values_{i + 1}"
+        label_map = load_label_map(script.label_map[i]) if script.label_map else None
+
+        def load(name=name, revision=revision, pixels=pixels, label_map=label_map) -> Teacher:
+            source = {"revision": revision, "trust_remote_code": script.trust_remote_code}
+            teacher = Teacher.load(name, dtype=args.teacher_dtype, pixels=pixels, **source)
+            teacher.match(data.label_names, view, label_map, data_name=data.name)
+            place_teacher(teacher, args)
+            if not script.label_free:
+                check_teacher(teacher, data.eval, allow_weak=script.allow_weak_teacher, device=args.device)
+            return teacher
+
+        if script.teacher_cache is None:
+            teachers.append(load())
+            continue
+        own_view = View(load_processor(name, revision=revision, trust_remote_code=script.trust_remote_code))
+        of = describe(script, args, data, name, revision, own_view, label_map)
+        cache = TeacherCache(
+            script.teacher_cache[i], of, rows=len(data.train_split_rows), classes=len(data.label_names),
+            views=script.cache_views, dtype=script.cache_dtype,
+        )  # fmt: skip
+        teacher = CachedTeacher(cache, load, name=name, view=own_view, pixels=pixels)
+        if check and not cache.is_full(data.train[ROW]):
+            check_writable(cache.folder)
+            _ = teacher.live  # what is wrong with it is said before training
+        teachers.append(teacher)
+    return teachers
+
+
+def set_views(script: DistillArguments, args: GDKDConfig, rows: int) -> None:
+    """Set `cache_views` where the user did not: as a folder that is there has it, or one a pass, at most 50.
+
+    Raises:
+        InputError: more views than this run would see, in a folder that does not have them.
+    """
+    if script.teacher_cache is None:
+        return
+    steps = math.ceil(rows / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps))
+    epochs = math.ceil(args.max_steps / steps) if args.max_steps > 0 else math.ceil(args.num_train_epochs)
+    seen = max(epochs, 1) * script.repeated_augmentation
+    folders = [folder for folder in script.teacher_cache if Path(folder, DESCRIPTION).exists()]
+    there = [read_description(folder)["views"] for folder in folders]
+    if script.cache_views is None:
+        script.cache_views = there[0] if there else min(seen, MOST_VIEWS)
+    elif script.cache_views > seen and script.cache_views not in there:
+        raise InputError(
+            f"cache_views is {script.cache_views}, and this run sees {seen} views of an image: use at most {seen}."
+        )
+
+
+def check_storage(script: DistillArguments, args: GDKDConfig) -> None:
+    """Refuse a cache that does not hold what the loss needs.
+
+    Raises:
+        InputError: streamed data, a loss on features, or the M most probable classes for a loss that needs all.
+    """
+    if script.teacher_cache is None:
+        return
+    if script.streaming:
+        raise InputError("a streamed image has no number to store logits by: leave --teacher_cache or --streaming out.")
+    loss = args.build_loss()
+    if isinstance(loss, FeatureLoss):
+        raise InputError(f"loss {args.loss} compares features, and a teacher cache holds logits: leave it out.")
+    plain_kd = args.loss == "kd" and loss.temperature == 1 and loss.standardize == "none"
+    if kept_classes(script.cache_dtype) is not None and not plain_kd:
+        raise InputError(
+            f"cache_dtype {script.cache_dtype} keeps the most probable classes and the mass of the others, which is "
+            f"enough for kd at temperature 1, but {args.loss} needs the logits of all classes: use float16 or int8."
+        )
+
+
+def describe(
+    script: DistillArguments,
+    args: GDKDConfig,
+    data: Data,
+    name: str,
+    revision: str | None,
+    view: View,
+    label_map: dict[str, str] | None,
+) -> dict[str, Any]:
+    """What the logits of a teacher depend on: itself, the data set, the transform, the seed, the classes."""
+    teacher = {"name": resolve_name(name), "commit": revision}
+    if Path(name).is_dir():
+        teacher = {"name": Path(name).resolve().name, "weights": _hash_of_weights(name)}
+    augmentation = {key: getattr(script, key) for key in AUGMENTATION}
+    augmentation["crop_scale"] = data.crop_scale if script.crop_scale is None else script.crop_scale
+    augmentation["flip"] = data.flip if script.flip is None else script.flip
+    if script.mixup_alpha + script.cutmix_alpha > 0:  # the partner is drawn from the rows that are trained on
+        augmentation["mixed_with"] = hashlib.sha256(np.asarray(data.train[ROW]).tobytes()).hexdigest()[:16]
+    local = data.name == "digits" or Path(data.name).exists()
+    dataset = {"name": Path(data.name).name if local else data.name, "revision": data.revision}
+    mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    return {
+        "teacher": teacher | {"precision": args.teacher_dtype or mixed},
+        "view": {
+            "size": list(view.size),
+            "interpolation": view.interpolation.value,
+            "mean": [round(float(m), 4) for m in view.mean],
+            "std": [round(float(s), 4) for s in view.std],
+        },
+        "dataset": dataset | {"split": script.train_split, "contents": fingerprint(data.train_split_rows)},
+        "augmentation": augmentation,
+        "seed": args.seed,
+        "labels": list(data.label_names),
+        "label_map": label_map,
+    }
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which nothing can be recorded.
+
+    Raises:
+        InputError: it cannot be made, or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"the teacher's logits cannot be recorded in {folder}: {error.strerror}. Choose another --teacher_cache."
+        ) from error
+
+
+def _hash_of_weights(folder: str) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
