@@ -33,7 +33,7 @@ KEPT_SETTINGS = (
     *("dataset", "dataset_config", "dataset_revision", "streaming", "image_column", "label_column"),
     *("train_split", "train_rows", "validation_rows", "label_map", "label_free", "on_bad_image"),
     *("crop_scale", "crop_padding", "flip", "auto_augment", "random_erasing", "cutout"),
-    *("mixup_alpha", "cutmix_alpha", "repeated_augmentation"),
+    *("mixup_alpha", "cutmix_alpha", "repeated_augmentation", "cache_views"),
 )
 # Noted beside the arguments.
 STEP = "samples an optimizer step"

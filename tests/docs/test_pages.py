@@ -55,7 +55,7 @@ def test_every_block_says_what_is_done_with_it(page):
 
 def code_of(script: str, words: list[str]) -> str:
     """Python code that does what a command does."""
-    if script in ("losses", "recipes"):
+    if script in ("losses", "recipes", "cache"):
         return CONSOLE.format(words=[script, *words])
     weak = ["--allow_weak_teacher"] if script == "distill" else []
     return SHORT + SCRIPT.format(script=script, words=[*words, *weak])

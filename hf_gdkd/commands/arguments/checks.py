@@ -81,6 +81,8 @@ def _check_augmentation(script: DistillArguments, args: GDKDConfig) -> None:
     if not 0 <= script.random_erasing <= 1:
         raise InputError(f"random_erasing is {script.random_erasing}: use a probability from 0 to 1.")
     smallest = {"crop_padding": 0, "cutout": 0, "mixup_alpha": 0, "cutmix_alpha": 0, "repeated_augmentation": 1}
+    if script.cache_views is not None:
+        smallest["cache_views"] = 1
     for name, least in smallest.items():
         if (value := getattr(script, name)) < least:
             raise InputError(f"{name} is {value}: use a number of at least {least}.")

@@ -22,7 +22,7 @@ from .fields import TRAINING_DEFAULTS, DistillArguments
 # secrets, and what replaces or continues a run.
 FLAGS_ONLY = frozenset(
     """
-    loss_file trust_remote_code overwrite output_dir resume_from_checkpoint
+    loss_file trust_remote_code overwrite output_dir resume_from_checkpoint teacher_cache
     push_to_hub hub_model_id hub_token hub_private_repo hub_strategy hub_always_push hub_revision
     report_to project trackio_space_id trackio_bucket_id trackio_static_space_id
     """.split()

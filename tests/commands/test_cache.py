@@ -1,0 +1,161 @@
+"""hf-gdkd cache and --teacher_cache: logits recorded ahead or in training, and refused where they do not fit."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hf_gdkd.commands.arguments.parsing import parse
+from hf_gdkd.commands.caching import check_storage, set_views
+from hf_gdkd.errors import InputError
+from hf_gdkd.scripts import cache, distill
+from hf_gdkd.training.teacher import Teacher
+
+DEMO = Path(__file__).parents[2] / "scripts/demo"
+QUICK = "--dataset digits --use_cpu --disable_tqdm true --report_to none --save_strategy no --eval_strategy no".split()
+QUICK += "--train_rows 64 --per_device_train_batch_size 32 --allow_weak_teacher".split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a teacher, and a cache of two views of it that was recorded ahead."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.getcwd()
+    os.chdir(folder)
+    words = ["--student", str(DEMO / "cnn"), "--student_init", "random", "--loss", "ce", "--max_steps", "2"]
+    distill.main([*words, *QUICK, "--output_dir", "teacher"])
+    cache.main(["record", "ahead", "--teacher", "teacher", "--cache_views", "2", *QUICK])
+    os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def train(output, *more):
+    words = ["--teacher", "teacher", "--student", str(DEMO / "vit"), "--student_init", "random"]
+    return distill.main([*words, "--num_train_epochs", "4", *QUICK, "--output_dir", output, *more])
+
+
+def weights(run):
+    return Path(run, "model.safetensors").read_bytes()
+
+
+def test_recorded_ahead_or_in_training_is_the_same(here, monkeypatch):
+    train("recording", "--teacher_cache", "made", "--cache_views", "2")
+    monkeypatch.setattr(Teacher, "load", lambda *args, **kwargs: pytest.fail("the teacher is loaded"))
+    metrics = train("again", "--teacher_cache", "made")  # the number of views is the folder's
+    assert weights("again") == weights("recording")
+    assert metrics["teachers"]["teacher"]["parameters"] > 0 and 0 <= metrics["agreement"] <= 1
+    for name in ("view-0000.logits", "view-0001.logits", "cache.json"):
+        assert Path("made", name).read_bytes() == Path("ahead", name).read_bytes()
+
+
+def test_float32_is_live_training_bit_for_bit(here):
+    train("live", "--cache_views", "2")
+    train("exact", "--teacher_cache", "float32", "--cache_views", "2", "--cache_dtype", "float32")
+    assert weights("live") == weights("exact")
+
+
+def test_without_labels(here):
+    options = ["--label_free", "--loss", "kd", "--cache_dtype", "top-4", "--teacher_cache", "free"]
+    one, two = train("free-1", *options), train("free-2", *options)
+    assert one["agreement"] == two["agreement"] and weights("free-1") == weights("free-2")
+
+
+def test_verify_finds_what_was_damaged(here, capsys):
+    shutil.copytree("ahead", "damaged")
+    assert cache.verify("damaged", 200) == (pytest.approx(0, abs=0.01), pytest.approx(1, abs=1e-4))
+    data = bytearray(Path("damaged/view-0000.logits").read_bytes())
+    data = bytes(byte ^ 1 for byte in data)
+    Path("damaged/view-0000.logits").write_bytes(data)
+    capsys.readouterr()
+    cache.verify("damaged", 200)
+    assert re.search(r"; 64 damaged, which the next run replaces", capsys.readouterr().out)
+
+
+def test_record_goes_on_where_it_stopped(here, monkeypatch):
+    shutil.copytree("ahead", "stopped")
+    sums = bytearray(Path("stopped/view-0001.crc32").read_bytes())
+    kept = bytes(sums)
+    sums[400:] = bytes(len(sums) - 400)
+    Path("stopped/view-0001.crc32").write_bytes(sums)
+    cache.main(["record", "stopped", "--teacher", "teacher", "--cache_views", "2", *QUICK])
+    assert Path("stopped/view-0001.crc32").read_bytes() == kept
+
+
+def test_estimate(here, capsys):
+    cache.main(["estimate", "--teacher", "teacher", "--cache_views", "3", *QUICK])
+    said = capsys.readouterr().out
+    assert "3 views of 64 images, 10 classes, float16: 0.000 GB." in said and not Path("teacher-cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--seed", "1"], "recorded with seed 42, and this run has 1"),
+        (["--crop_scale", "0.9"], "augmentation.crop_scale 0.6, and this run has 0.9"),
+        (["--cache_dtype", "int8"], 'dtype "float16"'),
+        (["--cache_views", "3"], "views 2, and this run has 3"),
+        (["--random_erasing", "0.5"], "augmentation.random_erasing 0"),
+    ],
+)
+def test_a_cache_of_something_else_is_refused(here, more, said):
+    with pytest.raises(InputError, match="the teacher cache ahead was recorded") as error:
+        train("refused", "--teacher_cache", "ahead", *more)
+    assert said in str(error.value)
+
+
+def test_another_teacher_is_refused(here):
+    shutil.copytree("teacher", "other", dirs_exist_ok=True)
+    (Path("other") / "model.safetensors").write_bytes(weights("teacher") + b" ")
+    with pytest.raises(InputError, match=r"recorded with teacher\.name \"teacher\""):
+        train("refused", "--teacher_cache", "ahead", "--teacher", "other")
+
+
+def checked(*more, rows=64):
+    script, args = parse(["--student", str(DEMO / "vit"), "--teacher", "x/y", *QUICK, *more])
+    check_storage(script, args)
+    set_views(script, args, rows)
+    return script.cache_views
+
+
+def test_the_number_of_views(tmp_path):
+    folder = ["--teacher_cache", str(tmp_path)]
+    assert checked() is None
+    assert checked(*folder, "--num_train_epochs", "7.5") == 8
+    assert checked(*folder, "--num_train_epochs", "300") == 50
+    assert checked(*folder, "--max_steps", "5") == 3  # epochs of two steps
+    assert checked(*folder, "--num_train_epochs", "5", "--repeated_augmentation", "3") == 15
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--cache_views", "11"], "cache_views is 11, and this run sees 10 views of an image: use at most 10."),
+        (["--cache_views", "0"], "cache_views is 0"),
+        (["--cache_dtype", "top-5"], "keeps the most probable classes and the mass of the others"),
+        (["--cache_dtype", "top-5", "--loss", "kd", "--temperature", "2"], "enough for kd at temperature 1"),
+        (["--loss", "fitnet"], "loss fitnet compares features, and a teacher cache holds logits"),
+    ],
+)
+def test_what_does_not_go_with_a_cache(tmp_path, more, said):
+    with pytest.raises(InputError) as error:
+        checked("--teacher_cache", str(tmp_path), *more)
+    assert said in str(error.value)
+
+
+def test_a_folder_that_cannot_be_written(here):
+    Path("file").touch()
+    with pytest.raises(InputError, match="cannot be recorded in file/cache: Not a directory"):
+        train("refused", "--teacher_cache", "file/cache")
+
+
+def test_a_settings_file_cannot_name_a_cache(here):
+    Path("settings.yaml").write_text("teacher_cache: [somewhere]\n")
+    with pytest.raises(InputError, match="teacher_cache, which only a flag may"):
+        train("refused", "--config", "settings.yaml")
