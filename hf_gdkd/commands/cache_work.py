@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..models.loading import load_processor, pin_revision
 from ..training.cached_teacher import CachedTeacher
 from ..training.config import GDKDConfig
+from ..training.dataloader_workers import default_workers
 from ..training.run_files import SETTINGS_FILE, write_run_settings
 from .arguments.parsing import parse
 from .arguments.settings import run_settings
@@ -129,10 +130,10 @@ def _prepare(folder: str, flags: Sequence[str], *, record: bool = True) -> _Work
 
 def _batches(work: _Work, view: int, rows: np.ndarray, *, live: bool = False) -> Iterator[dict[str, Tensor]]:
     """Batches of these rows in a view, on the device; `live`: with pixels whether their logits are known or not."""
-    samples = work.rows.with_view(view, live=live)
+    samples, workers = work.rows.with_view(view, live=live), work.args.dataloader_num_workers
     loader = DataLoader(
         Subset(samples, rows.tolist()), work.args.per_device_eval_batch_size, collate_fn=collate,
-        num_workers=work.args.dataloader_num_workers,
+        num_workers=default_workers(samples) if workers is None else workers,
     )  # fmt: skip
     for batch in loader:
         yield {key: value.to(work.args.device) for key, value in batch.items()}
