@@ -120,7 +120,7 @@ def _prepare(folder: str, flags: Sequence[str], *, record: bool = True) -> _Work
     script.dataset_revision = data.revision
     commit = pin_revision(*script.teachers()[0])
     script.teacher_revision = commit and [commit]
-    set_views(script, args, len(data.train))
+    set_views(script, args, len(data.train), trains=False)
     source = {"revision": commit, "trust_remote_code": script.trust_remote_code}
     view = View(load_processor(script.teacher[0], **source))
     (teacher,) = prepare_teachers(script, args, data, view, check=record)

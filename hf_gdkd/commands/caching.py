@@ -76,11 +76,11 @@ def prepare_teachers(
     return teachers
 
 
-def set_views(script: DistillArguments, args: GDKDConfig, rows: int) -> None:
-    """Set `cache_views` where the user did not: as a folder that is there has it, or one a pass, at most 50.
+def set_views(script: DistillArguments, args: GDKDConfig, rows: int, *, trains: bool = True) -> None:
+    """Set `cache_views` where the user did not: as a folder that is there has it, or one an epoch, at most 50.
 
     Raises:
-        InputError: more views than this run would see, in a folder that does not have them.
+        InputError: more views than a run that `trains` would see, in a folder that does not have them.
     """
     if script.teacher_cache is None:
         return
@@ -91,7 +91,7 @@ def set_views(script: DistillArguments, args: GDKDConfig, rows: int) -> None:
     there = [read_description(folder)["views"] for folder in folders]
     if script.cache_views is None:
         script.cache_views = there[0] if there else min(seen, MOST_VIEWS)
-    elif script.cache_views > seen and script.cache_views not in there:
+    elif trains and script.cache_views > seen and script.cache_views not in there:
         raise InputError(
             f"cache_views is {script.cache_views}, and this run sees {seen} views of an image: use at most {seen}."
         )

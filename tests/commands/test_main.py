@@ -37,7 +37,7 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize("argv, said", [
-    (["distil"], "there is no command 'distil': choose one of distill, evaluate, push, compare, replay, "
+    (["distil"], "there is no command 'distil': choose one of distill, evaluate, cache, push, compare, replay, "
      "losses, recipes."),
     (["recipes", "cifar100"], "unrecognized arguments: cifar100; hf-gdkd recipes --help lists the flags."),
     (["push"], "the following arguments are required: folder; hf-gdkd push --help lists the flags."),

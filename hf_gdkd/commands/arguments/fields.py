@@ -41,6 +41,13 @@ class ModelArguments:
     label_map: list[str] | None = _field(None, "YAML or JSON file from the data set's classes to the teacher's.")
     label_free: bool = _field(False, "Distil without labels: no cross-entropy, the teacher's classes.")
     allow_weak_teacher: bool = _field(False, "Accept a teacher whose accuracy is near chance level.")
+    teacher_cache: list[str] | None = _field(
+        None, "Folder of the teacher's logits: read, and recorded where they lack."
+    )
+    cache_views: int | None = _field(
+        None, "Views of each image, shown in turn; unset: a new one in each epoch, with a cache at most 50."
+    )
+    cache_dtype: str = _field("float16", "float16 (default), float32, int8 or top-M, such as top-10 (kd only).")
     trust_remote_code: bool = _field(False, "Run model code from the Hub.")
 
 
@@ -78,19 +85,6 @@ class AugmentationArguments:
 
 
 @dataclass
-class CacheArguments:
-    """Teacher cache"""
-
-    teacher_cache: list[str] | None = _field(
-        None, "Folder of the teacher's logits: read from it, and recorded there; several teachers: one each."
-    )
-    cache_views: int | None = _field(
-        None, "Views of each image, shown in turn; unset: all epochs differ, with a cache at most 50."
-    )
-    cache_dtype: str = _field("float16", "float16 (default), float32, int8 or top-M, such as top-10 (kd only).")
-
-
-@dataclass
 class RunArguments:
     """Run"""
 
@@ -103,7 +97,7 @@ class RunArguments:
 
 
 @dataclass
-class DistillArguments(RunArguments, CacheArguments, AugmentationArguments, DataArguments, ModelArguments):
+class DistillArguments(RunArguments, AugmentationArguments, DataArguments, ModelArguments):
     """The models and the data of one run; the loss and the training are GDKDConfig's."""
 
     def teachers(self) -> list[tuple[str, str | None]]:

@@ -16,7 +16,6 @@ from .fields import (
     TRAINING_DEFAULTS,
     TRAINING_HELP,
     AugmentationArguments,
-    CacheArguments,
     DataArguments,
     ModelArguments,
     RunArguments,
@@ -35,7 +34,7 @@ SETTINGS_HELP = {
 # What only `--help all` shows.
 RARE = frozenset(
     """
-    cache_dtype
+    cache_dtype cache_views
     loss_file teacher_weights teacher_revision student_revision allow_weak_teacher dataset_config dataset_revision
     image_column label_column crop_padding random_erasing cutout repeated_augmentation license temperatures
     threshold class_k coupled gamma kl strategy partition mask_samples mask_classes student_layers
@@ -69,7 +68,7 @@ def distill_help(everything: bool = False) -> str:
     """The help of `hf-gdkd distill`; `everything` adds rare flags and all of TrainingArguments, which takes seconds."""
     usage = "hf-gdkd distill --teacher NAME --student NAME [flags]"
     parser = ArgumentParser(usage=usage, description=EXAMPLES, formatter_class=help_format, add_help=False)
-    for group in (ModelArguments, DataArguments, AugmentationArguments, CacheArguments, LossOptions):
+    for group in (ModelArguments, DataArguments, AugmentationArguments, LossOptions):
         _add(parser, group.__doc__, _shown(fields(group), everything))
     own = [f for f in (*fields(TrainingOptions), *fields(RunArguments)) if f.name not in TRAINING_HELP]
     training = _shown(own, everything)
