@@ -41,9 +41,7 @@ class ModelArguments:
     label_map: list[str] | None = _field(None, "YAML or JSON file from the data set's classes to the teacher's.")
     label_free: bool = _field(False, "Distil without labels: no cross-entropy, the teacher's classes.")
     allow_weak_teacher: bool = _field(False, "Accept a teacher whose accuracy is near chance level.")
-    teacher_cache: list[str] | None = _field(
-        None, "Folder of the teacher's logits: read, and recorded where they lack."
-    )
+    teacher_cache: list[str] | None = _field(None, "Folder of the teacher's logits: read where known, else recorded.")
     cache_views: int | None = _field(
         None, "Views of each image, shown in turn; unset: a new one in each epoch, with a cache at most 50."
     )
