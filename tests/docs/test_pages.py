@@ -55,9 +55,9 @@ def test_every_block_says_what_is_done_with_it(page):
 
 def code_of(script: str, words: list[str]) -> str:
     """Python code that does what a command does."""
+    weak = ["--allow_weak_teacher"] if script == "distill" or words[:1] in (["record"], ["estimate"]) else []
     if script in ("losses", "recipes", "cache"):
-        return CONSOLE.format(words=[script, *words])
-    weak = ["--allow_weak_teacher"] if script == "distill" else []
+        return SHORT + CONSOLE.format(words=[script, *words, *weak])
     return SHORT + SCRIPT.format(script=script, words=[*words, *weak])
 
 
