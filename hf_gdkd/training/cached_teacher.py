@@ -73,6 +73,11 @@ class CachedTeacher(TrainerCallback):
         self._compile_options = options
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """What it reads of a batch."""
+        return self.pixels, self.key, f"{self.key}_known", "sample_id", "view"
+
+    @property
     def num_labels(self) -> int:
         return self.cache.classes
 

@@ -103,7 +103,7 @@ class GDKDTrainer(BatchTrainer):
         self.teacher = to_teacher(teacher_model, self.model, args)
         self._to_match = [each for each in teachers_of(self.teacher) if not each.matched]
         for each in getattr(self.teacher, "teachers", [self.teacher]):
-            if args.torch_compile and each is not None:
+            if args.torch_compile and isinstance(each, Teacher | CachedTeacher):
                 each.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
             if isinstance(each, CachedTeacher):
                 self.add_callback(each)  # it writes what it recorded

@@ -30,11 +30,11 @@ class Counting(NormedTeacher):
 def run(folder, cache=None, *, resume=None, callbacks=None, mix=False, accumulate=1, workers=0, loss="gdkd", **options):
     """A trainer after four epochs, and its teacher."""
     module = make(Counting, 1)
-    teacher = Teacher(module, view=LARGE)
+    teacher = Teacher(module)
     caches = {}
     if cache is not None:
         caches = {"teacher_pixel_values": cache}
-        teacher = CachedTeacher(cache, lambda: Teacher(module, view=LARGE))
+        teacher = CachedTeacher(cache, lambda: Teacher(module))
     data = Augmented(
         ROWS, TrainTransform(SMALL, {"teacher_pixel_values": LARGE}, crop_scale=0.5), seed=7, views=VIEWS,
         mix=Mix(CLASSES, (12, 12), mixup_alpha=0.4, cutmix_alpha=1.0) if mix else None, caches=caches,
