@@ -50,7 +50,7 @@ def record(folder: str, flags: Sequence[str]) -> None:
     args, cache = work.args, work.teacher.cache
     lacking = [np.flatnonzero(~cache.recorded(view)[work.numbers]) for view in range(cache.views)]
     main = args.process_index == 0
-    with tqdm(total=sum(map(len, lacking)), desc="recording", unit="image", disable=not main) as bar:
+    with tqdm(total=sum(map(len, lacking)), desc="recording", unit="image", disable=not main or None) as bar:
         for view, rows in enumerate(lacking):
             for batch in _batches(work, view, rows[args.process_index :: args.world_size]):
                 work.teacher(batch)

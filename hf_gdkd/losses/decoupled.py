@@ -117,7 +117,9 @@ class GDKDLoss(DistillationLoss):
         """InputError when a k that the user set does not suit C; one warning when the default shrinks."""
         super().check_num_classes(num_classes)
         if self.class_k is not None and len(self.class_k) != num_classes:
-            raise InputError(f"class_k has {len(self.class_k)} numbers with {num_classes} classes: give one each.")
+            raise InputError(
+                f"class_k has {len(self.class_k)} numbers with {num_classes} classes: use one for each class."
+            )
         k = self.legal_k(num_classes)
         if k >= num_classes:
             raise InputError(

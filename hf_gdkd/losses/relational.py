@@ -80,7 +80,7 @@ class MLKDLoss(DistillationLoss):
     ) -> None:
         super().__init__(dim=dim, reduction=reduction)
         if not temperatures:
-            raise InputError("temperatures is empty: give at least one.")
+            raise InputError("temperatures is empty: use at least one.")
         self.temperatures = tuple(positive("temperatures", temperature) for temperature in temperatures)
         self.mask_samples, self.mask_classes = mask_samples, mask_classes
         self.standardize = one_of("standardize", standardize, ("none", "global"))

@@ -49,7 +49,7 @@ def reason(error: Exception, path: str, revision: str | None = None) -> str:
                 return reason(refusal, path, revision)
         return (
             "it has no model.safetensors, and pickled weights (pytorch_model.bin) are not read, as they can run code: "
-            "convert them, or use the architecture only (--student_init random)."
+            "convert them with save_pretrained, or choose another model (a student also takes --student_init random)."
         )
     if "Unrecognized model in" in str(error) or "does not recognize this architecture" in str(error):
         return "transformers does not know the `model_type` in its config.json: update transformers, or choose another."

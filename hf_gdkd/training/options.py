@@ -112,7 +112,8 @@ class TrainingOptions:
         False, "Apply weight_decay to normalisation and biases too; off: as Trainer does."
     )
     teacher_dtype: str | None = _option(
-        None, f"Precision of the teacher: {', '.join(TEACHER_DTYPES)}; unset: as it was loaded."
+        None,
+        f"Precision of the teacher: {', '.join(TEACHER_DTYPES)}; unset: that of --bf16 or --fp16, or as it was loaded.",
     )
     shard_teacher: bool = _option(
         False, "Split the weights of a teacher that is too large over the processes, as ZeRO-3 does."
