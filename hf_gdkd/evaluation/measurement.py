@@ -73,7 +73,7 @@ def predict(
         num_workers=default_workers(samples) if workers is None else workers,
     )  # fmt: skip
     logits, labels, seconds, images = [], [], 0.0, 0
-    for batch in tqdm(loader, desc="evaluating", leave=False, disable=rank > 0 or None)  # None: not in a file:
+    for batch in tqdm(loader, desc="evaluating", leave=False, disable=rank > 0 or None):  # None: on terminals only
         pixels = batch["pixel_values"].to(device, dtype)
         start = time.perf_counter()
         answer = logits_of(model(pixels)).float().cpu()
