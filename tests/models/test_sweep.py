@@ -18,7 +18,7 @@ def test_every_classifier_of_transformers_is_swept():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["levit", "pvt", "perceiver", "swin", "timm/test_vit3", "timm/test_efficientnet"])
+@pytest.mark.parametrize("name", ["levit", "pvt", "deit", "swin", "timm/test_vit3", "timm/test_efficientnet"])
 def test_models(name):
     sweep.check(name)
 
