@@ -92,21 +92,30 @@ def two_level_terms(
 
 
 class _Inside(NamedTuple):
-    """A distribution inside a group: softmax(logits), with their logsumexp kept beside them."""
+    """A distribution inside a group: softmax(logits), as weights over their total."""
 
     logits: Tensor  # [..., n], or [..., C] with the classes of other groups at minus infinity
-    log_sum: Tensor  # [..., 1]; minus infinity where no class of the group is finite
+    weights: Tensor  # [..., n], exp(logits - their maximum)
+    total: Tensor  # [..., 1], the sum of the weights; 0 where no class of the group is finite
+    log_sum: Tensor  # [..., 1], the logsumexp of the logits
 
     def kl(self, other: "_Inside") -> Tensor:
-        """KL(self || other), [...]. A term whose own probability is 0 is 0, and a KL with an empty group."""
-        empty = torch.isneginf(self.log_sum) | torch.isneginf(other.log_sum)
-        p = (self.logits - self.log_sum.masked_fill(empty, math.inf)).exp()
-        gap = torch.where(p > 0, self.logits - other.logits, 0)
-        return (p * gap).sum(-1) - (self.log_sum - other.log_sum).masked_fill(empty, 0).squeeze(-1)
+        """KL(self || other), [...]. A term whose own probability is 0 is 0, and a KL with an empty group.
+
+        No mask is kept for the gradient, as compiled code is slow to store booleans.
+        """
+        lowest = torch.finfo(self.logits.dtype).min
+        gap = self.logits.clamp(min=lowest) - other.logits.clamp(min=lowest)  # 0 where both are minus infinity
+        empty = (self.total == 0) | (other.total == 0)
+        mean = (self.weights * gap).sum(-1, keepdim=True) / self.total.masked_fill(empty, 1)
+        return (mean - (self.log_sum - other.log_sum)).masked_fill(empty, 0).squeeze(-1)
 
 
 def _inside(logits: Tensor) -> _Inside:
-    return _Inside(logits, logits.logsumexp(-1, keepdim=True))
+    largest = logits.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
+    weights = (logits - largest).exp()
+    total = weights.sum(-1, keepdim=True)
+    return _Inside(logits, weights, total, largest + total.log())
 
 
 def _divergence(teacher: _Inside, student: _Inside, kl: str) -> Tensor:
@@ -147,9 +156,8 @@ def _masked_levels(logits: Tensor, top: Tensor, temperature: float, standardize:
 
 def _split(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [..., C] -> those at `index` [..., n], and all with those at minus infinity [..., C]."""
-    if torch.compiler.is_compiling():  # the compiler fuses the passes of the gradient itself
-        return logits.gather(-1, index), logits.scatter(-1, index, -math.inf)
-    return _Split.apply(logits, index)
+    split = _Split if torch.compiler.is_compiling() else _SplitWithTangent
+    return split.apply(logits, index)
 
 
 class _Split(torch.autograd.Function):
@@ -170,6 +178,10 @@ class _Split(torch.autograd.Function):
     def backward(ctx: Any, gathered: Tensor, rest: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         return rest.scatter(-1, index, gathered), None
+
+
+class _SplitWithTangent(_Split):
+    """Also for the forward mode of torch.func, which Dynamo does not trace."""
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, Tensor]:

@@ -27,40 +27,55 @@ def top_k(logits: Tensor, k: int, *, strategy: str = "best", dim: int = -1) -> G
         logits = -logits
     if logits.device.type != "cpu":
         return (logits.topk(k, dim=-1).indices,)
-    # On a CPU torch.topk is slow: over many classes it has a fast path from 64 * k on, and compiled code has to stop
-    # for it. The k largest lie in the k chunks with the largest maxima or in the tail that fills no chunk. Chunk j
-    # holds the classes j, j + chunks, j + 2 * chunks ...
-    pick, size = _topk, logits.shape[-1] // (64 * k)
-    if torch.compiler.is_compiling() and k <= 8 and size > 0:
-        pick, size = _picked, round((logits.shape[-1] / k) ** 0.5)
-    elif size < 8:
-        size = 1
-    if size == 1:
-        return (pick(logits, k),)
-    chunks = logits.shape[-1] // size
+    classes = logits.shape[-1]
+    if torch.compiler.is_compiling() and k <= 8:
+        return (_picked_in_chunks(logits, k),)
+    # On a CPU torch.topk is slow: over many classes it has a fast path from 64 * k on. The k largest lie in the k
+    # chunks with the largest maxima or in the tail that fills no chunk. Chunk j holds the classes j, j + chunks,
+    # j + 2 * chunks ...
+    size = classes // (64 * k)
+    if size < 8:
+        return (logits.topk(k, dim=-1).indices,)
+    chunks = classes // size
     largest = logits[..., : chunks * size].unflatten(-1, (size, chunks)).amax(-2)
-    inside = pick(largest, k).unsqueeze(-1) + chunks * torch.arange(size)
-    tail = torch.arange(chunks * size, logits.shape[-1]).expand(*logits.shape[:-1], -1)
+    inside = largest.topk(k, dim=-1).indices.unsqueeze(-1) + chunks * torch.arange(size)
+    tail = torch.arange(chunks * size, classes).expand(*logits.shape[:-1], -1)
     candidates = torch.cat((inside.flatten(-2), tail), -1)
-    return (candidates.gather(-1, pick(logits.gather(-1, candidates), k)),)
+    return (candidates.gather(-1, logits.gather(-1, candidates).topk(k, dim=-1).indices),)
 
 
-def _topk(values: Tensor, k: int) -> Tensor:
-    return values.topk(k, dim=-1).indices
+def _picked_in_chunks(logits: Tensor, k: int) -> Tensor:
+    """As the indices of topk, for compiled code on a CPU, which has to stop for topk.
+
+    Chunks are of neighbouring classes, as many as a vector register or four hold, and candidates lie along the first
+    dimension, so that picking is over samples or pixels side by side.
+    """
+    classes = logits.shape[-1]
+    lead = [1] * (logits.ndim - 1)
+    by_class = logits.movedim(-1, 0)
+    if classes < 160:
+        place = torch.arange(classes, dtype=torch.float32).view(-1, *lead)
+        return _picked(by_class, place, classes - 1, k).long().movedim(0, -1)
+    size = 16 if classes < 4096 else 64
+    chunks = classes // size
+    largest = logits[..., : chunks * size].unflatten(-1, (chunks, size)).amax(-1).movedim(-1, 0)
+    place = torch.arange(chunks, dtype=torch.float32).view(-1, *lead)
+    picks = _picked(largest, place, chunks - 1, k).long().unsqueeze(1)
+    inside = (size * picks + torch.arange(size).view(-1, *lead)).flatten(0, 1)
+    tail = torch.arange(chunks * size, classes).view(-1, *lead).expand(-1, *logits.shape[:-1])
+    candidates = torch.cat((inside, tail))
+    return _picked(by_class.gather(0, candidates), candidates.float(), classes - 1, k).long().movedim(0, -1)
 
 
-def _picked(values: Tensor, k: int) -> Tensor:
-    """As `_topk`, by maxima alone, which the compiler fuses: one of the largest after the other."""
-    size = values.shape[-1]
-    place = torch.arange(size, dtype=values.dtype)
-    taken = torch.zeros_like(values, dtype=torch.bool)
+def _picked(values: Tensor, place: Tensor, last: int, k: int) -> Tensor:
+    """The places of the k largest values along the first dimension, one after the other; of equals the first."""
+    values = values.clamp(min=torch.finfo(values.dtype).min)  # minus infinity: taken
     picks = []
     for _ in range(k):
-        largest = torch.where(taken, -math.inf, values).amax(-1, keepdim=True)
-        pick = torch.where((values == largest) & ~taken, place, size - 1).amin(-1, keepdim=True)
-        taken = taken | (place == pick)
-        picks.append(pick)
-    return torch.cat(picks, -1).long()
+        largest = values.amax(0, keepdim=True)
+        picks.append(torch.where(values == largest, place, last).amin(0, keepdim=True))
+        values = torch.where(place == picks[-1], -math.inf, values)
+    return torch.cat(picks)
 
 
 def first(logits: Tensor, k: Tensor, *, strategy: str = "best", dim: int = -1) -> Tensor:
