@@ -156,34 +156,20 @@ def _masked_levels(logits: Tensor, top: Tensor, temperature: float, standardize:
 
 def _split(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [..., C] -> those at `index` [..., n], and all with those at minus infinity [..., C]."""
-    split = _Split if torch.compiler.is_compiling() else _SplitWithTangent
-    return split.apply(logits, index)
+    if torch._C._are_functorch_transforms_active():  # torch.func goes through operations, not through `_Split`
+        return logits.gather(-1, index), logits.scatter(-1, index, -math.inf)
+    return _Split.apply(logits, index)
 
 
 class _Split(torch.autograd.Function):
-    """`_split`: a gather and a scatter, but with one pass for the gradient where autograd would take four."""
-
-    generate_vmap_rule = True
+    """`_split`, with one pass for the gradient where autograd would take four."""
 
     @staticmethod
-    def forward(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(index)
         return logits.gather(-1, index), logits.scatter(-1, index, -math.inf)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, gathered: Tensor, rest: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         return rest.scatter(-1, index, gathered), None
-
-
-class _SplitWithTangent(_Split):
-    """Also for the forward mode of torch.func, which Dynamo does not trace."""
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, Tensor]:
-        (index,) = ctx.saved_tensors
-        return tangent.gather(-1, index), tangent.scatter(-1, index, 0)
