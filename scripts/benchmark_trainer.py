@@ -24,7 +24,6 @@ from pathlib import Path
 import accelerate
 import torch
 import transformers
-from benchmark_losses import provenance, quantiles
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -33,6 +32,7 @@ from transformers import ViTForImageClassification as ViT
 
 from hf_gdkd import GDKDConfig, GDKDTrainer
 from hf_gdkd.losses import build_loss
+from hf_gdkd.scripts.benchmark_losses import provenance, quantiles
 
 # Name, width and depth of the student (the teacher is twice as deep), least ms of a hand-written step (the batch
 # doubles until then), steps of a timed block (a multiple of 10, so that all blocks log equally often).

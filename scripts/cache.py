@@ -21,8 +21,8 @@ if __name__ == "__main__":  # before the imports that take seconds
 import sys
 from collections.abc import Sequence
 
-from hf_gdkd.commands.arguments.parsers import cache_parser
-from hf_gdkd.commands.cache_work import estimate, record, verify
+from hf_gdkd.commands.arguments.other_flags import cache_parser
+from hf_gdkd.commands.cache_actions import estimate, record, verify
 from hf_gdkd.commands.running import quiet, run
 from hf_gdkd.publishing.cache_upload import pull_cache, push_cache
 

@@ -35,9 +35,9 @@ from threading import Thread
 import torch
 from tqdm.auto import tqdm
 
-from hf_gdkd.commands.arguments.parsers import compare_parser
+from hf_gdkd.commands.arguments.other_flags import compare_parser
 from hf_gdkd.commands.arguments.parsing import parse
-from hf_gdkd.commands.arguments.settings import as_flags
+from hf_gdkd.commands.arguments.settings_file import as_flags
 from hf_gdkd.commands.running import run
 from hf_gdkd.comparison.reproduction import reproduction
 from hf_gdkd.comparison.results import paired, read_reported

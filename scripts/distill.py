@@ -21,13 +21,13 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
-from hf_gdkd.commands.arguments.fields import DistillArguments
+from hf_gdkd.commands.arguments.distill_flags import DistillArguments
 from hf_gdkd.commands.arguments.parsing import parse
-from hf_gdkd.commands.arguments.settings import command_line, run_settings
+from hf_gdkd.commands.arguments.settings_file import command_line, run_settings
 from hf_gdkd.commands.build import training_data
-from hf_gdkd.commands.caching import check_storage, prepare_teachers, set_views
 from hf_gdkd.commands.finishing import finish
 from hf_gdkd.commands.running import quiet, run
+from hf_gdkd.commands.teachers import check_storage, prepare_teachers, set_views
 from hf_gdkd.data.datasets import Viewed, collate
 from hf_gdkd.data.loading import load_data
 from hf_gdkd.data.views import EvalTransform, View

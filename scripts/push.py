@@ -15,7 +15,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_gdkd.commands.arguments.parsers import push_parser
+from hf_gdkd.commands.arguments.other_flags import push_parser
 from hf_gdkd.commands.running import run
 from hf_gdkd.errors import InputError
 from hf_gdkd.publishing.upload import push

@@ -18,19 +18,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_gdkd.commands.arguments.parsers import replay_parser
+from hf_gdkd.commands.arguments.other_flags import replay_parser
 from hf_gdkd.commands.arguments.parsing import parse
-from hf_gdkd.commands.build import load_teachers
 from hf_gdkd.commands.running import quiet, run
+from hf_gdkd.commands.teachers import load_matched
 from hf_gdkd.data.datasets import collate
 from hf_gdkd.data.views import View
 from hf_gdkd.errors import InputError
 from hf_gdkd.models.heads import class_names
-from hf_gdkd.models.label_map import load_label_map
 from hf_gdkd.models.loading import load_model, load_processor
-from hf_gdkd.training.bad_step import BadStep
 from hf_gdkd.training.replay import repeat_step
 from hf_gdkd.training.run_files import SETTINGS_FILE
+from hf_gdkd.training.stopped_step import BadStep
 from hf_gdkd.training.teacher import Ensemble
 from hf_gdkd.training.trainer import GDKDTrainer
 
@@ -49,11 +48,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     quiet()
     with tempfile.TemporaryDirectory() as folder:
         script, args = parse(["--config", str(settings), *flags, "--output_dir", folder, "--report_to", "none"])
-        teachers = load_teachers(script, args)
         student = load_model(str(checkpoint), trust_remote_code=script.trust_remote_code)
-        processor = load_processor(str(checkpoint), trust_remote_code=script.trust_remote_code)
-        for teacher, label_map in zip(teachers, script.label_map or [None] * len(teachers), strict=True):
-            teacher.match(class_names(student), View(processor), label_map and load_label_map(label_map))
+        view = View(load_processor(str(checkpoint), trust_remote_code=script.trust_remote_code))
+        names = class_names(student)
+        teachers = [load_matched(script, args, i, names, view) for i in range(len(script.teachers()))]
         samples = [{name: values[i] for name, values in first.batches[0].items()} for i in range(2)]
         trainer = GDKDTrainer(
             student,

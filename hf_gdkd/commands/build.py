@@ -12,7 +12,7 @@ from ..data.views import TrainTransform, View
 from ..training.cached_teacher import CachedTeacher
 from ..training.config import GDKDConfig
 from ..training.teacher import Teacher
-from .arguments.fields import DistillArguments
+from .arguments.distill_flags import DistillArguments
 
 
 def training_data(

@@ -17,9 +17,9 @@ from ..errors import InputError, first_sentence
 from ..hub_client import HUB_ERRORS, hub_reason
 from ..models.names import is_cifar_network, resolve_name
 from ..training.run_files import SETTINGS_FILE, read_run_settings
-from .arguments.fields import DistillArguments
-from .arguments.parsers import EVALUATION_FLAGS, evaluate_parser
-from .arguments.settings import FLAGS_ONLY, as_flags
+from .arguments.distill_flags import DistillArguments
+from .arguments.other_flags import EVALUATION_FLAGS, evaluate_parser
+from .arguments.settings_file import FLAGS_ONLY, as_flags
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from ..training.cached_teacher import CachedTeacher
 from ..training.run_files import best_and_last, draw_training, ms_per_step, write_metrics
 from ..training.teacher import Teacher
 from ..training.trainer import GDKDTrainer
-from .arguments.fields import DistillArguments
+from .arguments.distill_flags import DistillArguments
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from .. import __version__
 from ..errors import InputError
 from .arguments.help import show_help
-from .arguments.parsers import PARSERS
+from .arguments.other_flags import PARSERS
 from .recipes import listing
 
 COMMANDS = {

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..commands.arguments.parsing import parse
-from ..commands.arguments.settings import as_flags
+from ..commands.arguments.settings_file import as_flags
 from ..errors import InputError, first_sentence
 from .results import Row, Section, Trial
 

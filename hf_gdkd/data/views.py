@@ -13,7 +13,7 @@ from transformers import BaseImageProcessor
 from transformers.image_processing_backends import TorchvisionBackend
 
 from ..errors import InputError
-from ..models.failures import explained
+from ..models.load_errors import explained
 from .decoding import ELONGATED, to_rgb
 
 

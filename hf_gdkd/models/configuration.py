@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 
 from ..errors import InputError
 from .cifar.modeling import CifarConfig
-from .failures import explained
+from .load_errors import explained
 from .names import CIFAR, is_cifar_network
 
 AUTO = AutoModelForImageClassification

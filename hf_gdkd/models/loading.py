@@ -15,8 +15,8 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 
 from ..errors import InputError
 from .configuration import check_architectures, names_of, read_config, timm_config, with_labels
-from .failures import explained
 from .heads import build_model, head_parameters, renew_head
+from .load_errors import explained
 from .names import is_cifar_network, resolve_name
 from .weights import check_backbone, check_takes_pixels, load_weights
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError
-from .failures import explained
+from .load_errors import explained
 
 # What DistributedDataParallel (module) and torch.compile (_orig_mod) add to parameter names: pattern -> replacement.
 WRAPPERS = {r"^(?:(?:module|_orig_mod)\.)+": "", r"\._orig_mod\.": "."}

@@ -13,9 +13,9 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from ..errors import InputError
 from ..losses import DistillationLoss, build_loss
+from .allowed_values import check_ranges
+from .library_errors import naming_arguments
 from .options import HUB_STRATEGIES, LOSS_OPTIONS, LOSS_WEIGHTS, TEACHER_DTYPES, DistillationOptions
-from .ranges import check_ranges
-from .refusals import naming_arguments
 
 
 @dataclass(repr=False)  # TrainingArguments' own hides the token

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..errors import InputError, TrainingError
-from .bad_step import random_state, set_random_state
 from .dataloader_workers import DataWait, DeadWorker, deaf, describe, heard, worker_arguments
 from .optimization import OptimizationTrainer
+from .stopped_step import random_state, set_random_state
 
 
 class LoaderTrainer(OptimizationTrainer):

@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import TrainingError
-from .bad_step import BadStep, random_state, set_random_state
 from .checkpoints import last_complete_checkpoint
+from .stopped_step import BadStep, random_state, set_random_state
 
 
 class NaNGuard(TrainerCallback):

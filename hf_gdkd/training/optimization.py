@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
+from .library_errors import StrictTrainer
 from .overrides import check_overridden
-from .refusals import StrictTrainer
 
 PROJECTIONS_FILE = "projections.safetensors"
 

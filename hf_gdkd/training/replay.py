@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from .bad_step import BadStep, set_random_state
-from .feature_distillation import PROJECTIONS_FILE
+from .optimization import PROJECTIONS_FILE
+from .stopped_step import BadStep, set_random_state
 from .trainer import GDKDTrainer
 
 
@@ -36,12 +35,12 @@ def repeat_step(trainer: GDKDTrainer, checkpoint: str) -> dict[str, Any]:
         trainer.projections.load_state_dict(load_file(os.path.join(checkpoint, PROJECTIONS_FILE)))
     trainer.state.global_step, trainer.steps_per_epoch = parts[0].step - 1, parts[0].steps_per_epoch
     trainer.finite.forget()
+    trainer.is_in_train = True
     model = trainer.accelerator.prepare_model(trainer.model)  # its precision
-    with trainer.features.collecting() if trainer.features is not None else nullcontext():
-        for part in parts:
-            set_random_state(trainer.args.device, part.random)
-            for batch in part.batches:
-                trainer.training_step(model, batch, part.samples)
+    for part in parts:
+        set_random_state(trainer.args.device, part.random)
+        for batch in part.batches:
+            trainer.training_step(model, batch, part.samples)
     scaler = getattr(trainer.accelerator, "scaler", None)
     scale = scaler.get_scale() if scaler is not None else 1.0
     named = [*trainer.model.named_parameters(), *trainer.projections.named_parameters()]

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from hf_gdkd import GDKDConfig
-from hf_gdkd.commands.arguments.fields import TRAINING_DEFAULTS
+from hf_gdkd.commands.arguments.distill_flags import TRAINING_DEFAULTS
 from hf_gdkd.commands.arguments.parsing import parse
-from hf_gdkd.commands.arguments.settings import FLAGS_ONLY, command_line, run_settings
+from hf_gdkd.commands.arguments.settings_file import FLAGS_ONLY, command_line, run_settings
 from hf_gdkd.commands.running import run
 from hf_gdkd.errors import InputError
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load
 
 from hf_gdkd.commands.arguments.parsing import parse
-from hf_gdkd.commands.caching import check_storage, set_views
+from hf_gdkd.commands.teachers import check_storage, set_views
 from hf_gdkd.errors import InputError
 from hf_gdkd.scripts import cache, distill
 from hf_gdkd.training.teacher import Teacher

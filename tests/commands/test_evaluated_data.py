@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import hf_gdkd
-from hf_gdkd.commands.arguments.parsers import EVALUATION_FLAGS
+from hf_gdkd.commands.arguments.other_flags import EVALUATION_FLAGS
 from hf_gdkd.commands.evaluated_data import has_seen, parse_evaluation, trained_with
 from hf_gdkd.errors import InputError
 

@@ -9,7 +9,7 @@ import pytest
 from transformers import TrainingArguments
 
 import hf_gdkd
-from hf_gdkd.commands.arguments.fields import DistillArguments
+from hf_gdkd.commands.arguments.distill_flags import DistillArguments
 from hf_gdkd.commands.arguments.help import RARE, distill_help
 from hf_gdkd.commands.losses import losses_listing
 from hf_gdkd.commands.main import COMMANDS, main

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification
 
 from hf_gdkd import GDKDConfig, GDKDTrainer
-from hf_gdkd.commands.arguments.fields import DistillArguments
+from hf_gdkd.commands.arguments.distill_flags import DistillArguments
 from hf_gdkd.commands.arguments.parsing import parse
 from hf_gdkd.commands.recipes import CIFAR100_LOSSES, RECIPES, listing, recipe_settings
 from hf_gdkd.errors import InputError

@@ -165,11 +165,11 @@ def test_the_readme_is_short():
 
 def test_the_flags_that_pages_name_exist():
     """Flags in running text and tables are those of the scripts; the launchers' and tools' own are listed."""
-    from hf_gdkd.commands.arguments.fields import DistillArguments
+    from hf_gdkd.commands.arguments.distill_flags import DistillArguments
     from hf_gdkd.training.config import GDKDConfig
 
     known = {*DistillArguments.__dataclass_fields__, *GDKDConfig.__dataclass_fields__, "config", "recipe"}
-    parsers = (ROOT / "hf_gdkd/commands/arguments/parsers.py").read_text()
+    parsers = (ROOT / "hf_gdkd/commands/arguments/other_flags.py").read_text()
     known |= set(re.findall(r'"--(\w+)"', parsers))
     known |= {"role_revision", "num_processes", "cpu", "config_file", "nproc_per_node", "strict", "help", "all"}
     for page in PAGES:

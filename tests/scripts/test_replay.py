@@ -11,7 +11,7 @@ import torch
 from hf_gdkd.errors import InputError, TrainingError
 from hf_gdkd.scripts.distill import main as distil
 from hf_gdkd.scripts.replay import main
-from hf_gdkd.training.bad_step import BadStep
+from hf_gdkd.training.stopped_step import BadStep
 
 CNN = str(Path(__file__).parents[2] / "scripts/demo/cnn")
 WORDS = ["--dataset", "digits", "--student", CNN, "--student_init", "random", "--loss", "ce", "--max_steps", "4"]

@@ -13,8 +13,8 @@ from transformers import HfArgumentParser, TrainingArguments
 from hf_gdkd import GDKDConfig
 from hf_gdkd.errors import InputError
 from hf_gdkd.losses import FEATURE_LOSSES, LOSSES, loss_options
+from hf_gdkd.training.allowed_values import RANGES
 from hf_gdkd.training.config import LOSS_OPTIONS, LOSS_WEIGHTS
-from hf_gdkd.training.ranges import RANGES
 
 OWN = [
     f for f in dataclasses.fields(GDKDConfig) if f.name not in {g.name for g in dataclasses.fields(TrainingArguments)}

@@ -6,7 +6,7 @@ from ...data.augment import AUTO_AUGMENT
 from ...errors import InputError
 from ...training.config import GDKDConfig
 from ..recipes import check_teacher_is_trained
-from .fields import DistillArguments
+from .distill_flags import DistillArguments
 
 
 def check_arguments(script: DistillArguments, args: GDKDConfig, needs_student: bool = True) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...training.options import LossOptions, TrainingOptions
 from ..recipes import listing
-from .fields import (
+from .distill_flags import (
     HUB_HELP,
     TRAINING_DEFAULTS,
     TRAINING_HELP,
@@ -20,7 +20,7 @@ from .fields import (
     ModelArguments,
     RunArguments,
 )
-from .parsers import PARSERS, help_format
+from .other_flags import PARSERS, help_format
 
 EXAMPLES = """\
 Distil a teacher into a smaller student:

@@ -16,9 +16,9 @@ from ...training.config import GDKDConfig
 from ..loss_file import run_loss_file
 from ..recipes import recipe_settings
 from .checks import check_arguments
-from .fields import TRAINING_DEFAULTS, DistillArguments
+from .distill_flags import TRAINING_DEFAULTS, DistillArguments
 from .help import SETTINGS_HELP, show_help
-from .settings import as_flags, closest, read_settings
+from .settings_file import as_flags, closest, read_settings
 
 
 class _Parser(HfArgumentParser):

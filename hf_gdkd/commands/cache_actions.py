@@ -23,9 +23,9 @@ from ..training.config import GDKDConfig
 from ..training.dataloader_workers import default_workers
 from ..training.run_files import SETTINGS_FILE, write_run_settings
 from .arguments.parsing import parse
-from .arguments.settings import run_settings
+from .arguments.settings_file import run_settings
 from .build import training_data
-from .caching import prepare_teachers, set_views
+from .teachers import prepare_teachers, set_views
 
 TIMED = 3  # batches
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ..training.cached_teacher import CachedTeacher
 from ..training.config import GDKDConfig
 from ..training.distributed import place_teacher
 from ..training.teacher import Teacher
-from .arguments.fields import DistillArguments
+from .arguments.distill_flags import DistillArguments
 
 MOST_VIEWS = 50  # by default: with more, nothing was gained (Faghri et al., arXiv 2303.08983, table of replayed views)
 AUGMENTATION = (
@@ -47,13 +48,9 @@ def prepare_teachers(
     """
     teachers: list[Teacher | CachedTeacher] = []
     for i, (name, revision) in enumerate(script.teachers()):
-        pixels = "teacher_pixel_values" if i == 0 else f"teacher_pixel_values_{i + 1}"
-        label_map = load_label_map(script.label_map[i]) if script.label_map else None
 
-        def load(name=name, revision=revision, pixels=pixels, label_map=label_map) -> Teacher:
-            source = {"revision": revision, "trust_remote_code": script.trust_remote_code}
-            teacher = Teacher.load(name, dtype=args.teacher_dtype, pixels=pixels, **source)
-            teacher.match(data.label_names, view, label_map, data_name=data.name)
+        def load(i: int = i) -> Teacher:
+            teacher = load_matched(script, args, i, data.label_names, view, data_name=data.name)
             place_teacher(teacher, args)
             if not script.label_free:
                 check_teacher(teacher, data.eval, allow_weak=script.allow_weak_teacher, device=args.device)
@@ -63,17 +60,42 @@ def prepare_teachers(
             teachers.append(load())
             continue
         own_view = View(load_processor(name, revision=revision, trust_remote_code=script.trust_remote_code))
-        of = describe(script, args, data, name, revision, own_view, label_map)
+        of = describe(script, args, data, i, own_view)
         cache = TeacherCache(
             script.teacher_cache[i], of, rows=len(data.train_split_rows), classes=len(data.label_names),
             views=script.cache_views, dtype=script.cache_dtype,
         )  # fmt: skip
-        teacher = CachedTeacher(cache, load, name=name, view=own_view, pixels=pixels)
+        teacher = CachedTeacher(cache, load, name=name, view=own_view, pixels=_pixels(i))
         if check and not cache.is_full(data.train[ROW]):
             check_writable(cache.folder)
             _ = teacher.live  # what is wrong with it is said before training
         teachers.append(teacher)
     return teachers
+
+
+def load_matched(
+    script: DistillArguments,
+    args: GDKDConfig,
+    i: int,
+    label_names: Sequence[str],
+    view: View,
+    *,
+    data_name: str = "data set",
+) -> Teacher:
+    """Load a run's teacher number i, and match it to these classes and to the student's view."""
+    name, revision = script.teachers()[i]
+    source = {"revision": revision, "trust_remote_code": script.trust_remote_code}
+    teacher = Teacher.load(name, dtype=args.teacher_dtype, pixels=_pixels(i), **source)
+    teacher.match(label_names, view, _label_map(script, i), data_name=data_name)
+    return teacher
+
+
+def _pixels(i: int) -> str:
+    return "teacher_pixel_values" if i == 0 else f"teacher_pixel_values_{i + 1}"
+
+
+def _label_map(script: DistillArguments, i: int) -> dict[str, str] | None:
+    return load_label_map(script.label_map[i]) if script.label_map else None
 
 
 def set_views(script: DistillArguments, args: GDKDConfig, rows: int, *, trains: bool = True) -> None:
@@ -118,16 +140,9 @@ def check_storage(script: DistillArguments, args: GDKDConfig) -> None:
         )
 
 
-def describe(
-    script: DistillArguments,
-    args: GDKDConfig,
-    data: Data,
-    name: str,
-    revision: str | None,
-    view: View,
-    label_map: dict[str, str] | None,
-) -> dict[str, Any]:
-    """What the logits of a teacher depend on: itself, the data set, the transform, the seed, the classes."""
+def describe(script: DistillArguments, args: GDKDConfig, data: Data, i: int, view: View) -> dict[str, Any]:
+    """What the logits of teacher number i depend on: itself, the data set, the transform, the seed, the classes."""
+    name, revision = script.teachers()[i]
     teacher = {"name": resolve_name(name), "commit": revision}
     if Path(name).is_dir():
         teacher = {"name": Path(name).resolve().name, "weights": _hash_of_weights(name)}
@@ -151,7 +166,7 @@ def describe(
         "augmentation": augmentation,
         "seed": args.seed,
         "labels": list(data.label_names),
-        "label_map": label_map,
+        "label_map": _label_map(script, i),
     }
 
 

@@ -1,6 +1,6 @@
 """The parsers of several commands in one process, as the demo uses them."""
 
-from hf_gdkd.commands.arguments.parsers import evaluate_parser
+from hf_gdkd.commands.arguments.other_flags import evaluate_parser
 from hf_gdkd.commands.arguments.parsing import parse
 
 

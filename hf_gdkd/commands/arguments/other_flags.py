@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ...errors import InputError
-from .fields import DistillArguments
+from .distill_flags import DistillArguments
 
 # The flags of `distill` that `evaluate` has too.
 EVALUATION_FLAGS = (

@@ -16,7 +16,7 @@ import yaml
 
 from ...errors import InputError, first_sentence
 from ...training.config import GDKDConfig
-from .fields import TRAINING_DEFAULTS, DistillArguments
+from .distill_flags import TRAINING_DEFAULTS, DistillArguments
 
 # What only a flag may set, never a file, which may come from elsewhere: code that runs, where files and results go,
 # secrets, and what replaces or continues a run.
