@@ -105,8 +105,8 @@ def _trace(model: nn.Module, run: Callable[[], object]) -> dict[str, _Visit]:
 def _stages(model: nn.Module, visits: dict[str, _Visit]) -> list[str]:
     """The names of the stages: children of the module whose children have the most resolutions.
 
-    Of equals, lists of modules come first, then those with more children, then the outermost. What holds under a
-    quarter of all modules is no trunk, but a stem, a block or a head.
+    Of equals, lists of modules come first, then those with more children, then the outermost. What holds
+    less than a quarter of all modules is not a trunk, but a stem, a block or a head.
     """
     best, stages, blocks = (0, False, 0), {}, []
     for name, module in model.named_modules():
@@ -138,7 +138,7 @@ def _check_layers(layers: Sequence[str], model: nn.Module, visits: dict[str, _Vi
             raise InputError(f"the {owner} has no module {layer!r}: choose one such as {', '.join(close)}.")
         if layer not in visits or visits[layer].grid is None:
             raise InputError(
-                f"module {layer!r} of the {owner} does not give one map (N, C, H, W), or tokens (N, L, D) of a square "
+                f"module {layer!r} of the {owner} does not return one map (N, C, H, W), or tokens (N, L, D) of a square "
                 "grid, a pass: name a stage or a block of the model."
             )
 

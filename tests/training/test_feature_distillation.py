@@ -228,7 +228,7 @@ def test_a_teacher_in_bfloat16_and_layers_by_name(tmp_path):
 
 @pytest.mark.parametrize("options, said", [
     ({"student_layers": ["stage9"]}, "the student has no module 'stage9': choose one such as stage"),
-    ({"teacher_layers": ["head"]}, "module 'head' of the teacher does not give one map"),
+    ({"teacher_layers": ["head"]}, "module 'head' of the teacher does not return one map"),
     ({"student_layers": ["stage1", "stage2"], "teacher_layers": ["stage1"]}, "student_layers names 2 modules and "
      "teacher_layers 1"),
     ({"torch_compile": True}, "loss fitnet listens to the student's modules, which torch_compile"),
