@@ -138,8 +138,8 @@ def _check_layers(layers: Sequence[str], model: nn.Module, visits: dict[str, _Vi
             raise InputError(f"the {owner} has no module {layer!r}: choose one such as {', '.join(close)}.")
         if layer not in visits or visits[layer].grid is None:
             raise InputError(
-                f"module {layer!r} of the {owner} does not return one map (N, C, H, W), or tokens (N, L, D) of a square "
-                "grid, a pass: name a stage or a block of the model."
+                f"module {layer!r} of the {owner} does not return one map (N, C, H, W), or the tokens (N, L, D) of a "
+                "square grid, in a forward pass: name a stage or a block of the model."
             )
 
 

@@ -191,8 +191,8 @@ def test_named_layers():
 
 @pytest.mark.parametrize("layer, said", [
     ("stage4", "the student has no module 'stage4': choose one such as stage"),
-    ("head", "module 'head' of the student does not give one map"),
-    ("act", "module 'act' of the student does not give one map"),  # it runs twice
+    ("head", "module 'head' of the student does not return one map"),
+    ("act", "module 'act' of the student does not return one map"),  # it runs twice
 ])  # fmt: skip
 def test_layers_that_are_none(layer, said):
     with pytest.raises(InputError) as caught:

@@ -111,6 +111,13 @@ def test_a_setting_that_does_not_fit(search, setting, said):
         search([setting])
 
 
+def test_a_model_init_that_returns_the_teacher(tmp_path):
+    models = [make(Plain), teacher := make(Plain, 1)]
+    trainer = InOrder(None, teacher, config(tmp_path), train_dataset=make_data(), model_init=lambda: models.pop(0))
+    with pytest.raises(InputError, match="the student and the teacher share weights"):
+        trainer.train()
+
+
 def test_model_init_with_a_moving_average(tmp_path):
     """Of the model that trains, not of the one that the trainer was made with."""
     args = config(tmp_path, ema_decay=0.5, eval_strategy="epoch")
