@@ -77,6 +77,12 @@ def test_a_label_map_is_for_the_models_that_need_it(folder, student):
     assert found["model"]["agreement"] == 1.0 and found["teacher"]["top1"] == found["model"]["top1"]
 
 
+def test_each_role_is_compared_with_the_teacher(folder, student):
+    teacher = save(folder / "other", 1)
+    found = evaluate.main(["--model", student, "--teacher", teacher, "--baseline", teacher])
+    assert found["baseline"]["agreement"] == 1.0 > found["model"]["agreement"] and "agreement" not in found["teacher"]
+
+
 @pytest.mark.parametrize("words, says", [
     (["--output", "nothing/it.json"], "output nothing/it.json is in a folder that does not exist: create nothing"),
     (["--output", "."], "output . cannot be written"),

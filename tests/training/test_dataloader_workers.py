@@ -95,6 +95,36 @@ def test_the_run_ends_and_goes_on_exactly(tmp_path, whole, end, said, epoch, row
     assert_goes_on(checkpoint, tmp_path, whole)
 
 
+class Seeded(Dataset):
+    """Notes the seed of the worker that reads it, by epoch."""
+
+    def __init__(self):
+        self.rows, self.now = make_data(12), 0
+        self.seeds = torch.zeros(2, dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch):
+        self.now = epoch
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row):
+        self.seeds[self.now] = get_worker_info().seed
+        return self.rows[row]
+
+
+def test_each_epoch_has_worker_seeds_of_its_own(tmp_path, monkeypatch):
+    """In a resumed run too; Accelerate, on several processes, tells the epoch to the sampler alone."""
+    monkeypatch.setattr("accelerate.data_loader.DataLoaderShard.set_epoch", lambda loader, epoch: None)
+    options = OPTIONS | {"per_device_train_batch_size": 12, "dataloader_num_workers": 1, "save_strategy": "epoch"}
+    straight, resumed = Seeded(), Seeded()
+    distil(tmp_path / "a", data=straight, **options)
+    distil(tmp_path / "b", data=resumed, resume=str(tmp_path / "a/checkpoint-1"), **options)
+    first, second = straight.seeds.tolist()
+    assert 0 != first != second != 0
+    assert resumed.seeds.tolist() == [0, second]
+
+
 class Killer(TrainerCallback):
     """Kills the workers between the gradients and the update of step 4."""
 
