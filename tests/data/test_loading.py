@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
+from hf_gdkd.data.columns import check_labels
 from hf_gdkd.data.datasets import Viewed, collate
 from hf_gdkd.data.decoding import check_images
 from hf_gdkd.data.loading import load_data
@@ -208,6 +209,13 @@ def test_labels_out_of_range(tmp_path, feature, bad, said):
     features = {"image": Image(), "label": feature}
     folder = parquet(tmp_path / "d", features, train=good, test=good | {"label": [0, 1, bad, bad]})
     refusal(lambda: load_data(folder), "split test", "2 labels", f"first {said} in row 2")
+
+
+def test_a_label_past_the_last_class():
+    """Which the library refuses itself where it reads the classes with the rows."""
+    rows = Dataset.from_dict({"labels": [0, 1, 2]})
+    check_labels("it", "test", rows, 3)
+    refusal(lambda: check_labels("it", "test", rows, 2), "1 labels are outside 0 to 1, the first 2 in row 2")
 
 
 def test_labels_of_another_type(tmp_path):
@@ -470,6 +478,14 @@ def test_every_mode_becomes_rgb(mode):
     torch.testing.assert_close(exact, view.exact([image.convert("RGB")]), rtol=0, atol=0)
     whole = TrainTransform(view, crop_scale=1.0, flip=False)({"image": [picture(0, (16, 16), mode)]})["pixel_values"]
     torch.testing.assert_close(whole, view.squash([picture(0, (16, 16), mode).convert("RGB")]), rtol=0, atol=0)
+
+
+def test_evaluation_sees_what_the_processor_makes():
+    """Its resizing and its centre crop: nothing is squashed."""
+    processor, images = make_processor("DeiT", ""), [picture(0), picture(1, (40, 31))]
+    seen = EvalTransform(View(processor))({"image": images})["pixel_values"]
+    expected = torch.cat([processor(image, return_tensors="pt")["pixel_values"] for image in images])
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -16,7 +16,7 @@ from hf_gdkd.data.loading import load_data
 from hf_gdkd.data.views import View
 from hf_gdkd.errors import InputError
 from hf_gdkd.evaluation import measurement
-from hf_gdkd.evaluation.measurement import check_teacher, measure, predict, side_by_side, size_of
+from hf_gdkd.evaluation.measurement import check_teacher, measure, measure_teacher, predict, side_by_side, size_of
 from hf_gdkd.evaluation.metrics import classification_metrics
 from hf_gdkd.training.teacher import Teacher
 
@@ -173,6 +173,15 @@ def test_side_by_side():
     assert side_by_side(logits, [teacher], rows, labelled=False)["teachers"]["it"].keys() == {
         "parameters", "flops", "images_per_second",
     }  # fmt: skip
+
+
+def test_a_teacher_is_measured_in_the_label_space_of_the_data():
+    rows, columns = pictures(12), [2, 0, 3, 1]
+    teacher = Teacher(network(), view=VIEW, columns=torch.tensor(columns))
+    logits, numbers = measure_teacher(teacher, rows)
+    np.testing.assert_array_equal(logits, predict(teacher.model, rows, VIEW)[0][:, columns])
+    top1 = (logits.argmax(-1) == rows["labels"][:]).mean()
+    assert numbers["top1"] == check_teacher(teacher, rows, allow_weak=True) == pytest.approx(top1)
 
 
 def test_a_teacher_near_chance_is_refused_unless_allowed():

@@ -27,6 +27,11 @@ def test_by_hand():
     assert found == pytest.approx(expected)
 
 
+def test_bins_that_are_too_sure_and_not_sure_enough_do_not_make_up_for_each_other():
+    """Confidence 0.5 and accuracy 1, confidence 0.8 and accuracy 0."""
+    assert classification_metrics(HALF, np.array([0, 0, 0, 2]))["ece"] == pytest.approx((0.5 + 0.8) / 2)
+
+
 def test_against_scikit_learn():
     logits, labels = random_logits()
     found, classes = classification_metrics(logits, labels), np.arange(12)

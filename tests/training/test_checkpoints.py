@@ -91,16 +91,16 @@ def test_torch_does_not_say_why_it_could_not_write(tmp_path, monkeypatch):
 
 
 class Tied(nn.Module):
-    """Two modules share a weight, and two names one module."""
+    """Three modules share a weight, and two names one module."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
-        self.second.weight = self.first.weight
+        self.first, self.second, self.third = (nn.Linear(8, 8) for _ in range(3))
+        self.second.weight = self.third.weight = self.first.weight
         self.head = self.last = Plain()
 
     def forward(self, pixel_values):
-        return self.last(self.second(self.first(pixel_values)))
+        return self.last(self.third(self.second(self.first(pixel_values))))
 
 
 class TiedConfig(PretrainedConfig):

@@ -512,9 +512,10 @@ def test_renormalize_does_not_follow_the_width():
 
 
 def test_teacher_prefers_its_own_view():
-    teacher = Teacher(nn.Flatten())
+    """Which is normalised as it wants already."""
     batch = {"pixel_values": torch.zeros(1, 3, 1, 1), "teacher_pixel_values": torch.ones(1, 3, 1, 1)}
-    assert teacher(batch).tolist() == [[1, 1, 1]]
+    for renormalize in (None, (torch.full((3,), 2.0), torch.ones(3))):
+        assert Teacher(nn.Flatten(), renormalize=renormalize)(batch).tolist() == [[1, 1, 1]]
 
 
 # Bad input
