@@ -65,7 +65,7 @@ def test_the_output_folder_is_whole(runs):
 
 def test_without_labels_the_student_learns_the_teachers_classes(runs):
     """Images in a folder, no classes; the card and the metrics then hold agreement, and no accuracy."""
-    from hf_gdkd.data.loading import load_digits
+    from hf_gdkd.data.sources import load_digits
 
     images = runs / "images"
     images.mkdir()

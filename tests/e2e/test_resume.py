@@ -38,7 +38,7 @@ def test_resuming(tmp_path, capsys):
 
 def digits_in_a_folder(folder: Path) -> str:
     """The digits as images, one sub-folder a class and split."""
-    from hf_gdkd.data.loading import load_digits
+    from hf_gdkd.data.sources import load_digits
 
     for split, rows in load_digits().items():
         for i, row in enumerate(rows.select(range(50))):
