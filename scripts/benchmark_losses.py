@@ -1,9 +1,10 @@
-"""Time and memory of the losses beside plain KD: forward and backward, eager and compiled.
+"""Measure time and memory of the losses beside plain KD: forward and backward, eager and compiled.
 
     python scripts/benchmark_losses.py
 
 Every round runs all losses once, in random order, so that a busy machine slows all alike; a ratio is taken
-against plain KD of the same round and mode. `--quick` takes the two smaller shapes and fewer rounds.
+against plain KD of the same round and mode. `--quick` takes the two smaller shapes and fewer rounds. Four numbers are
+maps with their classes in dimension 1. On a shared machine use `--threads 1`: time is then the thread's own.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ from tqdm import tqdm
 
 from hf_gdkd.losses import LOSSES, build_loss
 
-SHAPES = [(256, 1000), (64, 100), (128, 21841), (65536, 19)]
+SHAPES = [(256, 1000), (64, 100), (128, 21841), (65536, 19), (4, 19, 128, 256)]
 MAX_SECONDS = 20  # a shape and mode: fewer rounds when they would take longer
 COLUMNS = "loss mode batch classes dtype rounds ms_p50 ms_p20 ms_p80 ratio_p50 ratio_p20 ratio_p80 peak_mb"
 COLUMNS = [*COLUMNS.split(), "device", "hardware", "threads", "torch", "python", "commit", "date"]
@@ -33,9 +35,9 @@ COLUMNS = [*COLUMNS.split(), "device", "hardware", "threads", "torch", "python",
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def plain_kd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+def plain_kd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 1.0, dim: int = -1) -> Tensor:
     """Knowledge distillation as most people write it: the yardstick."""
-    log_q, p = (student / temperature).log_softmax(-1), (teacher / temperature).softmax(-1)
+    log_q, p = (student / temperature).log_softmax(dim), (teacher / temperature).softmax(dim)
     return F.kl_div(log_q, p, reduction="batchmean") * temperature**2
 
 
@@ -57,7 +59,7 @@ def main() -> None:
     with tqdm(total=len(shapes) * 2 * rounds, unit="round") as progress:
         for shape in shapes:
             for mode in ("eager", "compiled"):
-                progress.set_description(f"{shape[0]} x {shape[1]} {mode}")
+                progress.set_description(f"{samples(shape)} x {shape[1]} {mode}")
                 rows += [row | about for row in benchmark(shape, mode, args.losses, rounds, device, progress)]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with args.output.open("w", newline="") as file:
@@ -69,13 +71,14 @@ def main() -> None:
 
 
 def benchmark(
-    shape: tuple[int, int], mode: str, names: list[str], rounds: int, device: str, progress: tqdm
+    shape: tuple[int, ...], mode: str, names: list[str], rounds: int, device: str, progress: tqdm
 ) -> list[dict]:
-    """A row for plain KD and for each loss, of one shape and mode."""
+    """A row for plain KD and for each loss, of one shape, whose classes are in dimension 1, and one mode."""
     g = torch.Generator().manual_seed(0)
     student, teacher = (3 * torch.randn(2, *shape, generator=g)).to(device)
-    labels = torch.randint(shape[1], shape[:1], generator=g).to(device)
-    losses: dict[str, Loss] = {"plain_kd": plain_kd, **{name: build_loss(name) for name in names}}
+    labels = torch.randint(shape[1], (shape[0], *shape[2:]), generator=g).to(device)
+    losses: dict[str, Loss] = {"plain_kd": partial(plain_kd, dim=1)}
+    losses |= {name: build_loss(name, dim=1) for name in names}
     if mode == "compiled":
         torch.compiler.reset()
         losses = {name: torch.compile(loss, fullgraph=True, dynamic=False) for name, loss in losses.items()}
@@ -91,22 +94,29 @@ def benchmark(
     rows = []
     for name, ms in times.items():
         ratios = [own / kd for own, kd in zip(ms, times["plain_kd"], strict=True)]
-        row = {"loss": name, "mode": mode, "batch": shape[0], "classes": shape[1], "dtype": "float32"}
+        row = {"loss": name, "mode": mode, "batch": samples(shape), "classes": shape[1], "dtype": "float32"}
         row |= {"rounds": fewer} | quantiles("ms", ms) | quantiles("ratio", ratios)
         rows.append(row | {"peak_mb": round(peaks[name], 2)})
     return rows
 
 
+def samples(shape: tuple[int, ...]) -> str:
+    """What a shape holds beside its classes: 256, or 4 x 128 x 256."""
+    return " x ".join(map(str, (shape[0], *shape[2:])))
+
+
 def milliseconds(loss: Loss, student: Tensor, teacher: Tensor, labels: Tensor) -> float:
-    """Wall time of one forward and backward, to the student's gradient."""
+    """Time of one forward and backward, to the student's gradient: of one thread its own, else wall time."""
     leaf = student.detach().requires_grad_()
+    alone = torch.get_num_threads() == 1 and not leaf.is_cuda
+    clock = time.thread_time if alone else time.perf_counter
     if leaf.is_cuda:
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     loss(leaf, teacher, labels).backward()
     if leaf.is_cuda:
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) * 1e3
+    return (clock() - start) * 1e3
 
 
 def peak_mb(loss: Loss, student: Tensor, teacher: Tensor, labels: Tensor) -> float:
@@ -163,12 +173,12 @@ def cpu_name() -> str:
 
 
 def table(rows: list[dict]) -> str:
-    lines = [f"{'loss':<9} {'mode':<9} {'shape':>13} {'ms (p20 .. p80)':>28} {'x plain KD':>20} {'peak MB':>9}"]
+    lines = [f"{'loss':<9} {'mode':<9} {'shape':>18} {'ms (p20 .. p80)':>28} {'x plain KD':>20} {'peak MB':>9}"]
     for r in rows:
         ms = f"{r['ms_p50']:.3f} ({r['ms_p20']:.3f} .. {r['ms_p80']:.3f})"
         ratio = f"{r['ratio_p50']:.2f} ({r['ratio_p20']:.2f} .. {r['ratio_p80']:.2f})"
         shape = f"{r['batch']} x {r['classes']}"
-        lines.append(f"{r['loss']:<9} {r['mode']:<9} {shape:>13} {ms:>28} {ratio:>20} {r['peak_mb']:>9.1f}")
+        lines.append(f"{r['loss']:<9} {r['mode']:<9} {shape:>18} {ms:>28} {ratio:>20} {r['peak_mb']:>9.1f}")
     return "\n".join(lines)
 
 

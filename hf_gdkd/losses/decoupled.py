@@ -16,7 +16,7 @@ DEFAULT_K = 5
 
 
 class GDKDLoss(DistillationLoss):
-    """Generalized decoupled KD: the teacher's k largest classes against the rest.
+    """Teaches the mass of the teacher's k largest classes, and the distributions inside them and inside the rest.
 
     The loss is w0 * `high` + w1 * `low_top` + w2 * `low_other`, and with `gamma` also + gamma * `intra`.
 
@@ -42,6 +42,14 @@ class GDKDLoss(DistillationLoss):
     Reference:
         arXiv 2512.04625; the defaults are the authors' for transformers on ImageNet. `threshold`, `class_k`,
         `coupled`, `gamma` and `standardize` are in the code they published, without results.
+
+    Example:
+        >>> student, teacher = torch.randn(2, 8, 100)
+        >>> loss = GDKDLoss(k=5, temperature=2.0, w2=8.0)
+        >>> sorted(loss.parts(student, teacher))
+        ['high', 'low_other', 'low_top']
+        >>> loss(student, teacher).shape
+        torch.Size([])
     """
 
     smallest_k = 1
@@ -135,7 +143,7 @@ class GDKDLoss(DistillationLoss):
 
 
 class GDKD3Loss(GDKDLoss):
-    """Generalized decoupled KD with three groups: {top-1}, {top-2 .. top-k} and the rest.
+    """Teaches the masses of three groups of classes, {top-1}, {top-2 .. top-k} and the rest, and what is inside them.
 
     The loss is w0 * `high` + w1 * `low_top` + w2 * `low_other`; `low_top` is that of the middle group.
 
@@ -152,6 +160,11 @@ class GDKD3Loss(GDKDLoss):
 
     Reference:
         arXiv 2512.04625; the defaults are the authors' for transformers on ImageNet.
+
+    Example:
+        >>> student, teacher = torch.randn(2, 8, 100)
+        >>> GDKD3Loss(k=5, reduction="none")(student, teacher).shape
+        torch.Size([8])
     """
 
     smallest_k = 2
@@ -181,7 +194,7 @@ class GDKD3Loss(GDKDLoss):
 
 
 class DKDLoss(DistillationLoss):
-    """Decoupled KD: the label against the other classes.
+    """Teaches the probability of the label, and the distribution of the other classes, with a weight each.
 
     The loss is alpha * `tckd` (between the two) + beta * `nckd` (inside the other classes).
 
@@ -197,6 +210,11 @@ class DKDLoss(DistillationLoss):
     Reference:
         Zhao, Cui, Song, Qiu and Liang, "Decoupled Knowledge Distillation", arXiv 2203.08679, Eq. 7; the
         defaults are those of arXiv 2512.04625 for transformers on ImageNet.
+
+    Example:
+        >>> student, teacher = torch.randn(2, 8, 100)
+        >>> DKDLoss(beta=8.0)(student, teacher, torch.randint(100, (8,))).shape
+        torch.Size([])
     """
 
     def __init__(

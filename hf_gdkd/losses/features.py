@@ -12,17 +12,17 @@ from .base import DistillationLoss, positive, weight, whole
 
 
 class Features(NamedTuple):
-    """What a loss on features sees of a model; `training.feature_hooks.FeatureHooks` reads it from any classifier."""
+    """Holds what a loss on features sees of a model; `training.feature_hooks.FeatureHooks` reads it."""
 
     stages: Sequence[Tensor]  # [N, C, H, W] each, from shallow to deep
     pooled: Tensor | None  # [N, D], what enters the classifier head
 
 
 class FeatureLoss(DistillationLoss):
-    """Base of the losses on features: `parts` and `forward` take `Features` in place of logits.
+    """Compares hidden features instead of logits: the base of such losses; `parts` and `forward` take `Features`.
 
     Some learn a projection, which trains with the student and is thrown away afterwards: call `build` with one
-    example before the optimizer is made, and give the optimizer the loss's `parameters()` too.
+    example before the optimizer is made, and pass the optimizer the loss's `parameters()` too.
     """
 
     def build(self, student: Features, teacher: Features) -> None:
@@ -38,7 +38,7 @@ class FeatureLoss(DistillationLoss):
             labels: [N] int64, for the losses that use them.
 
         Returns:
-            One value a sample, [N]; one value a batch, [], for a `per_batch` loss.
+            One value per sample, [N]; one value per batch, [], for a `per_batch` loss.
         """
         student, teacher = _prepared(student), _prepared(teacher, constant=True)
         device = (student.stages[0] if student.stages else student.pooled).device
@@ -50,7 +50,7 @@ class FeatureLoss(DistillationLoss):
 
 
 class StageLoss(FeatureLoss):
-    """Base of the losses on stages: one value a sample, their one part.
+    """Compares stages of both models, in one part with one value per sample: the base of such losses.
 
     Stages are paired from the deepest up; what only one of the models has is left out.
 
@@ -75,17 +75,25 @@ class StageLoss(FeatureLoss):
 
 
 class FitNetLoss(StageLoss):
-    """FitNets: the mean squared difference of the student's middle stage, through a 1x1 convolution, to the teacher's.
+    """Makes the student's middle stage, through a learned 1x1 convolution, resemble the teacher's (FitNets).
 
-    Maps [N, C, H, W] of different sizes are averaged down to the smaller. Published weight: 100. The convolution is all
-    that is learned; the paper puts the teacher's non-linearity behind it, and the benchmark code that the weight is
-    from, batch normalisation and a ReLU.
+    The one part is the mean squared difference. Maps [N, C, H, W] of different sizes are averaged down to the smaller.
+    Published weight: 100. The convolution is all that is learned; the paper puts the teacher's non-linearity behind it,
+    and the benchmark code that the weight is from, batch normalisation and a ReLU.
 
     Arguments: see `StageLoss`.
 
     Reference:
         Romero et al., "FitNets: Hints for Thin Deep Nets", arXiv 1412.6550, Eq. 3, a mean in place of half
         the sum.
+
+    Example:
+        >>> student = Features([torch.randn(4, 8, 6, 6)], torch.randn(4, 16))
+        >>> teacher = Features([torch.randn(4, 12, 6, 6)], torch.randn(4, 24))
+        >>> loss = FitNetLoss()
+        >>> loss.build(student, teacher)
+        >>> loss(student, teacher).shape
+        torch.Size([])
     """
 
     part = "fitnet"
@@ -106,7 +114,7 @@ class FitNetLoss(StageLoss):
 
 
 class ATLoss(StageLoss):
-    """Attention transfer: the squared difference of normalised attention maps, averaged over positions, by stage.
+    """Makes the student attend where the teacher does: the squared difference of attention maps, averaged, by stage.
 
     The attention of a map [N, C, H, W] is the mean of its squares over the channels, [N, H * W], at unit length. Maps
     of different sizes are averaged down to the smaller first. Published weight: 1000.
@@ -115,6 +123,14 @@ class ATLoss(StageLoss):
 
     Reference:
         Zagoruyko and Komodakis, "Paying More Attention to Attention", arXiv 1612.03928, Eq. 2 with p = 2.
+
+    Example:
+        >>> student = Features([torch.randn(4, 8, 6, 6)], torch.randn(4, 16))
+        >>> teacher = Features([torch.randn(4, 12, 6, 6)], torch.randn(4, 24))
+        >>> loss = ATLoss()
+        >>> loss.build(student, teacher)
+        >>> loss(student, teacher).shape
+        torch.Size([])
     """
 
     part = "at"
@@ -128,7 +144,7 @@ class ATLoss(StageLoss):
 
 
 class RKDLoss(FeatureLoss):
-    """Relational KD: the distances between the samples of a batch, and the angles of their triplets.
+    """Teaches the distances between the samples of a batch, and the angles of their triplets (relational KD).
 
     From the pooled features [N, D], which may be of different sizes: pairwise distances over their mean, and the
     cosines at the first of three samples, each under a Huber loss averaged over all pairs and triplets, of one
@@ -137,10 +153,18 @@ class RKDLoss(FeatureLoss):
     Args:
         distance_weight: weight of `rkd_distance`.
         angle_weight: weight of `rkd_angle`.
-        reduction: changes nothing, the loss is one value a batch.
+        reduction: changes nothing, the loss is one value per batch.
 
     Reference:
         Park, Kim, Lu and Cho, "Relational Knowledge Distillation", arXiv 1904.05068.
+
+    Example:
+        >>> student = Features([torch.randn(4, 8, 6, 6)], torch.randn(4, 16))
+        >>> teacher = Features([torch.randn(4, 12, 6, 6)], torch.randn(4, 24))
+        >>> loss = RKDLoss()
+        >>> loss.build(student, teacher)
+        >>> loss(student, teacher).shape
+        torch.Size([])
     """
 
     per_batch = True
@@ -165,7 +189,7 @@ class RKDLoss(FeatureLoss):
 
 
 class CRDLoss(FeatureLoss):
-    """Contrastive representation distillation, within the batch: each sample's student and teacher find each other.
+    """Makes the student's and the teacher's features of one image find each other in the batch (CRD, contrastive).
 
     Both pooled features [N, D] are embedded by a learned linear layer, at unit length. The cosine of a student and a
     teacher embedding over the temperature is a logit; the cross-entropy of picking the same sample is taken for the
@@ -180,11 +204,19 @@ class CRDLoss(FeatureLoss):
     Args:
         temperature: > 0.
         embedding_size: of the space in which the two are compared.
-        reduction: changes nothing, the loss is one value a batch.
+        reduction: changes nothing, the loss is one value per batch.
 
     Reference:
         Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699; InfoNCE: van den Oord,
         Li and Vinyals, arXiv 1807.03748, Eq. 4.
+
+    Example:
+        >>> student = Features([torch.randn(4, 8, 6, 6)], torch.randn(4, 16))
+        >>> teacher = Features([torch.randn(4, 12, 6, 6)], torch.randn(4, 24))
+        >>> loss = CRDLoss()
+        >>> loss.build(student, teacher)
+        >>> loss(student, teacher).shape
+        torch.Size([])
     """
 
     per_batch = True

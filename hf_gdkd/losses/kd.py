@@ -7,7 +7,9 @@ from .base import DistillationLoss, one_of, positive
 
 
 class KDLoss(DistillationLoss):
-    """T**2 * KL(softmax(teacher / T) || softmax(student / T)), in nats. Its one part is `kd`.
+    """Teaches the softened distribution: T**2 * KL(softmax(teacher / T) || softmax(student / T)), in nats.
+
+    Its one part is `kd`.
 
     Args:
         temperature: T > 0.
@@ -17,6 +19,11 @@ class KDLoss(DistillationLoss):
 
     Reference:
         Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> KDLoss(temperature=2.0)(student, teacher)
+        tensor(0.1212)
     """
 
     def __init__(

@@ -13,7 +13,10 @@ from .kd import kl_divergence, standardized
 
 
 class DecoupledTerms(NamedTuple):
-    """`high` [...] and `low` [..., G] in nats, times T**2; `mass` [..., G], the teacher's group masses."""
+    """Holds what `decoupled_kl` returns.
+
+    `high` [...] and `low` [..., G] are in nats, times T**2; `mass` [..., G] is the teacher's group masses.
+    """
 
     high: Tensor
     low: Tensor

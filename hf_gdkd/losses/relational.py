@@ -11,10 +11,12 @@ from .kd import softened_kl, standardized
 
 
 class DISTLoss(DistillationLoss):
-    """DIST: one minus the correlation of the probabilities, by sample and by class, times T**2.
+    """Makes the student's probabilities correlate with the teacher's, over each sample and over each class.
+
+    Each part is T**2 times one minus the mean Pearson correlation.
 
     The loss is beta * `inter` (over the classes of each sample) + gamma * `intra` (over the samples of each
-    class), one value a batch; leading dimensions are flattened to samples. In training, the batch is one process's
+    class), one value per batch; leading dimensions are flattened to samples. In training, the batch is one process's
     micro-batch: classes are correlated over its samples only, and its value counts for as many samples as it has.
 
     Args:
@@ -22,10 +24,15 @@ class DISTLoss(DistillationLoss):
         beta: weight of the inter-class relation.
         gamma: weight of the intra-class relation.
         dim: the dimension of the classes, in the logits.
-        reduction: changes nothing, the loss is one value a batch.
+        reduction: changes nothing, the loss is one value per batch.
 
     Reference:
         Huang, You, Wang, Qian and Xu, "Knowledge Distillation from A Stronger Teacher", arXiv 2205.10536.
+
+    Example:
+        >>> student, teacher = torch.randn(2, 8, 100)
+        >>> sorted(DISTLoss().parts(student, teacher))
+        ['inter', 'intra']
     """
 
     per_batch = True
@@ -45,9 +52,9 @@ class DISTLoss(DistillationLoss):
 
 
 class MLKDLoss(DistillationLoss):
-    """Multi-level logit distillation: KD and the Gram matrices of classes and of samples, at several T.
+    """Teaches the distribution, and the Gram matrices of classes and of samples, at several temperatures.
 
-    The loss is `kd` + `cc` + `bc`, each summed over the temperatures, one value a batch; leading dimensions
+    The loss is `kd` + `cc` + `bc`, each summed over the temperatures, one value per batch; leading dimensions
     are flattened to samples. For probabilities p [N, C], `cc` is the squared difference of p^T p over C, `bc`
     that of p p^T over N. In training, the batch is one process's micro-batch: its Gram matrices and medians are
     over its samples only, and its value counts for as many samples as it has.
@@ -60,10 +67,15 @@ class MLKDLoss(DistillationLoss):
             count 0 as columns of `cc`.
         standardize: "global" standardizes each sample's logits over the classes before T.
         dim: the dimension of the classes, in the logits.
-        reduction: changes nothing, the loss is one value a batch.
+        reduction: changes nothing, the loss is one value per batch.
 
     Reference:
         Jin, Wang and Lin, "Multi-Level Logit Distillation", CVPR 2023.
+
+    Example:
+        >>> student, teacher = torch.randn(2, 8, 100)
+        >>> sorted(MLKDLoss(temperatures=(2.0, 4.0)).parts(student, teacher))
+        ['bc', 'cc', 'kd']
     """
 
     per_batch = True

@@ -10,7 +10,7 @@ from .features import Features, StageLoss, paired, pooled
 
 
 class ReviewKDLoss(StageLoss):
-    """Knowledge review: from the deepest stage up, fused stages are compared with the teacher's at several scales.
+    """Fuses the student's stages from the deepest up, and makes each resemble the teacher's at several scales.
 
     The pooled features count as the deepest stage, [N, D, 1, 1]. Attention-based fusion (ABF) joins each stage with
     what the deeper ones handed up and brings it to the teacher's channels and size; the hierarchical context loss
@@ -21,6 +21,14 @@ class ReviewKDLoss(StageLoss):
 
     Reference:
         Chen, Liu, Zhao and Jia, "Distilling Knowledge via Knowledge Review", arXiv 2104.09044.
+
+    Example:
+        >>> student = Features([torch.randn(4, 8, 6, 6)], torch.randn(4, 16))
+        >>> teacher = Features([torch.randn(4, 12, 6, 6)], torch.randn(4, 24))
+        >>> loss = ReviewKDLoss()
+        >>> loss.build(student, teacher)
+        >>> loss(student, teacher).shape
+        torch.Size([])
     """
 
     part = "reviewkd"
