@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import pickle
 import warnings
 
@@ -20,7 +21,7 @@ from hf_gdkd.losses import (
     loss_options,
     register_loss,
 )
-from hf_gdkd.losses.partition import check_groups, sets, top_k
+from hf_gdkd.losses.partition import _picked_in_chunks, check_groups, sets, top_k
 
 
 def call(name, student_shape=(4, 6), teacher_shape=(4, 6), labels=None, **options):
@@ -113,6 +114,16 @@ def test_top_k_is_right_with_ties_and_many_classes():
                 check_groups([index], classes)
                 expected = (sign * logits).topk(5).values * sign
                 torch.testing.assert_close(logits.gather(-1, index), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("classes", [10, 159, 160, 700, 4096, 21841])
+def test_picking_in_compiled_code_is_top_k_with_ties_and_masked_classes(classes):
+    """Of equal classes the first are taken, also where the k largest include minus infinity."""
+    masked = torch.full((3, 2, classes), -math.inf)
+    masked[..., classes // 2] = masked[..., -1] = 1.0
+    for logits in (torch.zeros(3, 2, classes), torch.randint(4, (3, 2, classes)).float(), masked):
+        expected = logits.sort(-1, descending=True, stable=True).indices[..., :5]
+        assert torch.equal(_picked_in_chunks(logits, 5), expected)
 
 
 @pytest.mark.parametrize("name, smallest", [("gdkd", 1), ("gdkd3", 2)])
