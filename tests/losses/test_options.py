@@ -122,7 +122,7 @@ def test_picking_in_compiled_code_is_top_k_with_ties_and_masked_classes(classes)
     masked = torch.full((3, 2, classes), -math.inf)
     masked[..., classes // 2] = masked[..., -1] = 1.0
     for logits in (torch.zeros(3, 2, classes), torch.randint(4, (3, 2, classes)).float(), masked):
-        expected = logits.sort(-1, descending=True, stable=True).indices[..., :5]
+        expected = logits.sort(dim=-1, descending=True, stable=True).indices[..., :5]
         assert torch.equal(_picked_in_chunks(logits, 5), expected)
 
 
