@@ -146,7 +146,7 @@ def test_sorted_rows_are_shuffled(tmp_path, caplog):
 @pytest.mark.parametrize("buffer, said", [(1, True), (600, False)])
 def test_a_batch_of_few_classes_is_said(tmp_path, caplog, monkeypatch, buffer, said):
     samples = stream(sorted_rows(tmp_path / "data"), shuffle_buffer=buffer)
-    args = GDKDConfig(output_dir=str(tmp_path), use_cpu=True, dataloader_pin_memory=False)
+    args = GDKDConfig(output_dir=str(tmp_path), use_cpu=True, dataloader_pin_memory=False, dataloader_num_workers=0)
     shuffle = samples.rows.shuffle
     few = shuffle if buffer > 1 else lambda seed, **_: samples.rows
     monkeypatch.setattr(samples.rows, "shuffle", few)
