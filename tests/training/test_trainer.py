@@ -14,6 +14,7 @@ from datasets import Dataset
 from safetensors import safe_open
 from tiny_training import (
     CLASSES,
+    SAMPLES,
     SIZE,
     STUDENTS,
     InOrder,
@@ -346,6 +347,15 @@ def test_first_log_after_resume_counts_from_there(tmp_path):
     assert row["step"] == 3
     assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert row["loss"] == pytest.approx(row["ce"] + row["kd"], rel=1e-4)
+
+
+def test_a_term_that_begins_between_two_logs(tmp_path):
+    """Its mean is over the samples that it was computed for, those of the others over all."""
+    single, joined = (rows(distil(tmp_path / str(n), logging_steps=n, kd_skip_epochs=0.5)) for n in (1, 3))
+    assert ["kd" in row for row in single] == [False, False, True]
+    ce = sum(size * row["ce"] for size, row in zip((12, 12, 7), single, strict=True)) / SAMPLES
+    assert joined[0]["ce"] == pytest.approx(ce, rel=1e-5)
+    assert joined[0]["kd"] == pytest.approx(single[2]["kd"], rel=1e-5)
 
 
 def test_training_twice_begins_a_new_log(tmp_path):
