@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import logging
 import os
@@ -30,8 +31,7 @@ def run(main: Callable[[], Any]) -> None:
     bound_waiting()
     try:
         main()
-        if dist.is_initialized():
-            dist.destroy_process_group()  # left to the interpreter's end, its threads may abort the process
+        _leave(0)
     except (InputError, PushError, TrainingError) as error:
         _end(str(error), error.exit_code)
     except OSError as error:
@@ -45,7 +45,17 @@ def run(main: Callable[[], Any]) -> None:
 def _end(sentence: str, code: int) -> NoReturn:
     if _first_to_end():
         print(f"error: {sentence}", file=sys.stderr)
+    _leave(code)
     sys.exit(code)
+
+
+def _leave(code: int) -> None:
+    """End a process of several at once: at the interpreter's own end, threads of gloo may still abort it."""
+    if dist.is_initialized():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _first_to_end() -> bool:

@@ -123,6 +123,7 @@ def test_every_flag_in_an_error_of_what_evaluate_uses_is_one_that_it_has():
         "teacher_dtype",
         "shard_teacher",
         "allow_weak_teacher",
+        "teacher_cache",
     }  # evaluate does none of it
     others |= {"loss", "student", "student_init"}  # of the command that trains a model, which is named in full
     for path in [*package.glob("data/*.py"), *package.glob("models/*.py"), package / "evaluation/measurement.py"]:

@@ -236,7 +236,10 @@ BAD_INPUT = {
         with_data("org/name/sub"),
         "there is no folder org/name/sub: use an existing folder of images, an id",
     ),
-    "path in repository": (with_push("me/student/v2"), "that is not a valid id on the Hub: use organization/name"),
+    "path in repository": (
+        with_push("me/student/v2"),
+        "not a valid id on the Hub: use --hub_model_id organization/name",
+    ),
     "no id": (with_student("a b/c"), "that is not a valid id on the Hub: use organization/name"),
     "repository of others": (with_push("other/student"), "the token has no access to it (403)"),
     "whole checkpoints": (with_push("tester/new", "--hub_strategy", "checkpoint"), "choose one of end, every_save"),

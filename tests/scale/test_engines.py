@@ -111,7 +111,7 @@ def test_fsdp2_ends_at_a_loss_that_is_not_finite(two):
 
 
 REFUSED = {
-    "split batches": "per_device_train_batch_size 9 cannot be split among 2 processes: give a multiple of 2",
+    "split batches": "per_device_train_batch_size 9 cannot be split among 2 processes: use a multiple of 2",
     "more processes than samples": "there are 2 processes and 1 training images: start fewer processes",
     "FSDP on CPUs": "on CPUs Accelerate runs DDP in its place: use GPUs",
     "FSDP1": "FSDP1 is not supported: set fsdp_version: 2",
