@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from .augment import Mix
 from .decoding import Opened, row_index
@@ -184,4 +184,4 @@ class Viewed(Dataset):
 
 def collate(samples: Sequence[dict[str, object]]) -> dict[str, Tensor]:
     """Stack samples into a batch: pixel_values (N, 3, H, W), labels (N) or soft (N, C), teacher_pixel_values."""
-    return {key: torch.stack([torch.as_tensor(sample[key]) for sample in samples]) for key in samples[0]}
+    return {key: default_collate([torch.as_tensor(sample[key]) for sample in samples]) for key in samples[0]}
