@@ -22,6 +22,7 @@ from ..losses import loss_options
 from ..models.cifar.modeling import CifarConfig
 from ..models.names import resolve_name
 from ..training.config import GDKDConfig
+from ..training.run_files import CARD, replacing
 
 WEIGHTS = ("w0", "w1", "w2", "alpha", "beta", "gamma", "distance_weight", "angle_weight")
 PACKAGES = ("hf_gdkd", "torch", "transformers", "datasets", "timm")
@@ -129,9 +130,8 @@ def write_card(
         metrics=metrics,
         versions={package: version(package) for package in PACKAGES},
     )
-    part = Path(folder, "README.md.part")
-    card.save(part)
-    part.replace(part.with_suffix(""))
+    with replacing(Path(folder, CARD)) as part:
+        card.save(part)
 
 
 def shared_name(name: str) -> str:

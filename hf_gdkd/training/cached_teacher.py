@@ -21,6 +21,7 @@ from ..data.fingerprint import fingerprint
 from ..data.teacher_cache import TeacherCache, logits_key
 from ..data.views import View
 from ..errors import first_sentence
+from .run_files import replacing
 from .teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -107,10 +108,8 @@ class CachedTeacher(TrainerCallback):
                 return stored["logits"], json.loads(str(stored["numbers"]))
         logits, numbers = measure(self.live)
         if PartialState().is_main_process and self.recording:
-            part = path.with_suffix(".part.npz")
-            with suppress(OSError):  # then it is measured again
+            with suppress(OSError), replacing(path) as part:  # or it is measured again
                 np.savez(part, logits=logits.astype(np.float32), numbers=np.array(json.dumps(numbers)))
-                part.replace(path)
         return logits, numbers
 
     def _rounded(self, logits: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ import os
 import pytest
 from pictures import encode, picture
 from PIL import Image as PILImage
+from refusals import refusal
 
 from hf_gdkd.data.loading import load_data
-from hf_gdkd.errors import InputError
 
 PNG = encode(picture(0, (6, 5)))
 
@@ -23,14 +23,6 @@ def folder(root, *paths):
 
 def images(*classes, split="", count=2):
     return [f"{split}{name}/{i}.png" for name in classes for i in range(count)]
-
-
-def refusal(call, *words):
-    with pytest.raises(InputError) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text and text.endswith("."), text
-    assert all(word in text for word in words), text
 
 
 def load(path, **options):

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from pictures import encode, picture, stored
+from refusals import refusal
 
 from hf_gdkd.data.loading import load_data
-from hf_gdkd.errors import InputError
 
 PNGS = [encode(picture(i, (7, 6))) for i in range(12)]
 KINDS = ["cat", "dog"] * 6
@@ -21,14 +21,6 @@ KINDS = ["cat", "dog"] * 6
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return tmp_path / "cache"
-
-
-def refusal(call, *words):
-    with pytest.raises(InputError) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text and text.endswith("."), text
-    assert all(word in text for word in words), text
 
 
 def files(root):
