@@ -7,3 +7,6 @@ from .measurement import side_by_side as side_by_side
 from .metrics import agreement as agreement
 from .metrics import classification_metrics as classification_metrics
 from .metrics import compute_metrics as compute_metrics
+from .segmentation import ConfusionMatrix as ConfusionMatrix
+from .segmentation import SegmentationMetrics as SegmentationMetrics
+from .segmentation import segmentation_metrics as segmentation_metrics
