@@ -6,3 +6,6 @@ from .loading import load_processor as load_processor
 from .loading import load_teacher as load_teacher
 from .names import SHORT_NAMES as SHORT_NAMES
 from .names import resolve_name as resolve_name
+from .segmentation import load_segmentation_teacher as load_segmentation_teacher
+from .segmentation import load_segmenter as load_segmenter
+from .segmentation import segment as segment

@@ -7,29 +7,34 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, TimmWrapperConfig
+from transformers import AutoConfig, PreTrainedConfig, TimmWrapperConfig
 
 from ..errors import InputError
 from .cifar.modeling import CifarConfig
+from .kinds import CLASSIFIER, Kind
 from .load_errors import explained
 from .names import CIFAR, is_cifar_network
 
-AUTO = AutoModelForImageClassification
-
 
 def read_config(
-    path: str, *, revision: str | None = None, trust_remote_code: bool = False, installed: bool = False
+    path: str,
+    kind: Kind = CLASSIFIER,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    installed: bool = False,
 ) -> PreTrainedConfig:
-    """The configuration of an image classifier, by its resolved name.
+    """The configuration of a model, by its resolved name.
 
     Args:
         path: what `resolve_name` returns.
+        kind: what the model must be.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: run code from the repository.
         installed: take a timm architecture's configuration from the installed timm, which needs no download.
 
     Raises:
-        InputError: it cannot be read, belongs to no image classifier, or the model does not take RGB images.
+        InputError: it cannot be read, belongs to no model of this kind, or the model does not take RGB images.
     """
     if is_cifar_network(path):
         return CifarConfig(architecture=path.removeprefix(CIFAR), num_labels=100)
@@ -37,10 +42,10 @@ def read_config(
         return config
     with explained(f"model {path} cannot be loaded", path, revision):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    has_code = AUTO.__name__ in (getattr(config, "auto_map", None) or {})
-    if type(config) not in AUTO._model_mapping and not has_code:
+    has_code = kind.auto.__name__ in (getattr(config, "auto_map", None) or {})
+    if type(config) not in kind.auto._model_mapping and not has_code:
         raise InputError(
-            f"model {path} is no image classifier: transformers has none of the type {config.model_type!r}; choose "
+            f"model {path} is not {kind.name}: transformers has none of the type {config.model_type!r}; choose "
             "another model."
         )
     if isinstance(config, TimmWrapperConfig):
@@ -99,15 +104,15 @@ def with_labels(config: PreTrainedConfig, names: Sequence[str] | None) -> PreTra
     return config
 
 
-def check_architectures(config: PreTrainedConfig, path: str, *, weights: bool) -> None:
+def check_architectures(config: PreTrainedConfig, path: str, kind: Kind, *, weights: bool) -> None:
     """Let transformers choose the class of the model where config.json names none.
 
     Raises:
-        InputError: there are `weights`, and the model type has several classifiers that they could belong to.
+        InputError: there are `weights`, and the model type has several classes that they could belong to.
     """
     if config.architectures is None:
         config.architectures = []  # transformers iterates over it
-    classes = AUTO._model_mapping.get(type(config), ())
+    classes = kind.auto._model_mapping.get(type(config), ())
     if weights and isinstance(classes, tuple) and not {c.__name__ for c in classes} & set(config.architectures):
         raise InputError(
             f"model {path}: its config.json has no `architectures`, and its weights may belong to any of "

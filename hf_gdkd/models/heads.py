@@ -1,4 +1,4 @@
-"""The classifier head of a model: its parameters, the names of its classes, and another set of classes."""
+"""The head of a model: its parameters, the names of its classes, and another set of classes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import copy
 import timm
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
+from transformers import PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
 
 from .class_matching import matching_rows
 from .configuration import names_of, with_labels
+from .kinds import Kind
 
 
 def class_names(model: PreTrainedModel) -> list[str]:
@@ -27,25 +28,25 @@ def class_names(model: PreTrainedModel) -> list[str]:
     return names_of(model.config)
 
 
-def build_model(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A classifier with random weights in float32; a timm architecture has timm's own initialisation."""
+def build_model(config: PreTrainedConfig, kind: Kind, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A model with random weights in float32; a timm architecture has timm's own initialisation."""
     options = {"trust_remote_code": trust_remote_code, "dtype": torch.float32}
     if not isinstance(config, TimmWrapperConfig):
-        return AutoModelForImageClassification.from_config(config, **options)
+        return kind.auto.from_config(config, **options)
     with torch.device("meta"):  # the wrapper would draw every weight with a standard deviation of 0.02
-        model = AutoModelForImageClassification.from_config(config, **options)
+        model = kind.auto.from_config(config, **options)
     arguments = config.model_args or {}
     model.timm_model = timm.create_model(config.architecture, num_classes=config.num_labels, **arguments)
     return model
 
 
-def head_parameters(config: PreTrainedConfig, trust_remote_code: bool = False) -> set[str]:
+def head_parameters(config: PreTrainedConfig, kind: Kind, trust_remote_code: bool = False) -> set[str]:
     """The names of the tensors whose shape depends on the number of classes, from two models without memory."""
     shapes = []
     for count in (3, 4):
         changed = with_labels(copy.deepcopy(config), [str(i) for i in range(count)])
         with torch.device("meta"):
-            model = AutoModelForImageClassification.from_config(changed, trust_remote_code=trust_remote_code)
+            model = kind.auto.from_config(changed, trust_remote_code=trust_remote_code)
         shapes.append({name: tensor.shape for name, tensor in model.state_dict().items()})
     return {name for name, shape in shapes[0].items() if shape != shapes[1][name]}
 

@@ -16,6 +16,7 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 from ..errors import InputError
 from .configuration import check_architectures, names_of, read_config, timm_config, with_labels
 from .heads import build_model, head_parameters, renew_head
+from .kinds import CLASSIFIER, Kind
 from .load_errors import explained
 from .names import is_cifar_network, resolve_name
 from .weights import check_backbone, check_takes_pixels, load_weights
@@ -53,36 +54,51 @@ def load_model(
         >>> model.config.id2label
         {0: 'cat', 1: 'dog'}
     """
+    source = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return load_student(name, CLASSIFIER, num_labels=num_labels, label_names=label_names, init=init, **source)
+
+
+def load_student(
+    name: str,
+    kind: Kind,
+    *,
+    num_labels: int | None = None,
+    label_names: Sequence[str] | None = None,
+    init: str = "pretrained",
+    **source: Any,
+) -> PreTrainedModel:
+    """Load or build a model of a kind; the arguments are those of `load_model`."""
     path = resolve_name(name)
     random = possible_init(name, init) == "random"
-    source = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = read_config(path, **source, installed=random)
-    check_architectures(config, path, weights=not random)
+    config = read_config(path, kind, **source, installed=random)
+    check_architectures(config, path, kind, weights=not random)
     names = _names(config, num_labels, label_names)
     if random:
-        with explained(f"model {path} cannot be built", path, revision):
-            model = build_model(with_labels(config, names), trust_remote_code)
+        with explained(f"model {path} cannot be built", path, source["revision"]):
+            model = build_model(with_labels(config, names), kind, source["trust_remote_code"])
         return check_takes_pixels(model, path)
-    return _load_student(path, config, names, source)
+    return _with_head(path, config, kind, names, source)
 
 
-def _load_student(path: str, config: PreTrainedConfig, names: list[str], source: dict[str, Any]) -> PreTrainedModel:
+def _with_head(
+    path: str, config: PreTrainedConfig, kind: Kind, names: list[str], source: dict[str, Any]
+) -> PreTrainedModel:
     """Load a pretrained model with a head for the classes `names`, in which the rows of its own classes are kept."""
     own = names_of(config) if config.num_labels else []  # a backbone has none
     if own == names:
-        loaded = load_weights(path, with_labels(config, names), **source)
+        loaded = load_weights(path, with_labels(config, names), kind, **source)
         if loaded.missing:
-            check_backbone(loaded, _head(path, config, source), path)
+            check_backbone(loaded, _head(path, config, kind, source), path, kind)
             logger.warning("%s: newly initialised: %s.", path, ", ".join(sorted(loaded.missing)))
         return loaded.model
-    head, old = _head(path, config, source), {}
+    head, old = _head(path, config, kind, source), {}
     if own:  # the old head; the model around it is dropped, so that there is never more than one in memory
-        loaded = load_weights(path, copy.deepcopy(config), **source)
+        loaded = load_weights(path, copy.deepcopy(config), kind, **source)
         old = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items() if name in head}
         old = {} if head & loaded.missing else old
         del loaded
-    loaded = load_weights(path, with_labels(config, names), **source, resized=head)
-    check_backbone(loaded, head, path)
+    loaded = load_weights(path, with_labels(config, names), kind, **source, resized=head)
+    check_backbone(loaded, head, path, kind)
     kept = renew_head(loaded.model, head, old, own)
     new = len(names) - kept
     message = "student's head: %d of %d classes keep their pretrained weights, %d are newly initialised."
@@ -90,9 +106,9 @@ def _load_student(path: str, config: PreTrainedConfig, names: list[str], source:
     return loaded.model
 
 
-def _head(path: str, config: PreTrainedConfig, source: dict[str, Any]) -> set[str]:
+def _head(path: str, config: PreTrainedConfig, kind: Kind, source: dict[str, Any]) -> set[str]:
     with explained(f"model {path} cannot be built", path, source["revision"]):
-        return head_parameters(config, source["trust_remote_code"])
+        return head_parameters(config, kind, source["trust_remote_code"])
 
 
 def possible_init(name: str, init: str) -> str:
@@ -110,22 +126,26 @@ def load_teacher(name: str, *, revision: str | None = None, trust_remote_code: b
     Raises:
         InputError: as `load_model`, and a checkpoint that lacks any part of the model, such as the head.
     """
+    return load_trained(name, CLASSIFIER, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_trained(name: str, kind: Kind, **source: Any) -> PreTrainedModel:
+    """Load a model of a kind with all of its weights; the arguments are those of `load_teacher`."""
     path = resolve_name(name)
     if is_cifar_network(path):
         raise InputError(
             f"teacher {path} has no weights: train it first (--student {path} --loss ce), then use its folder."
         )
-    source = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = read_config(path, **source)
-    check_architectures(config, path, weights=True)
+    config = read_config(path, kind, **source)
+    check_architectures(config, path, kind, weights=True)
     if not config.num_labels:
-        raise InputError(f"teacher {path} has no classes: choose a checkpoint with a trained classification head.")
+        raise InputError(f"teacher {path} has no classes: choose a checkpoint with a trained {kind.head}.")
     names_of(config)  # an error if they are not all there
-    loaded = load_weights(path, config, **source)
+    loaded = load_weights(path, config, kind, **source)
     if loaded.missing:
         raise InputError(
             f"teacher {path} has no weights for {', '.join(sorted(loaded.missing)[:4])}, which would be random: "
-            "choose a checkpoint with a trained classification head."
+            f"choose a checkpoint with a trained {kind.head}."
         )
     return loaded.model
 

@@ -7,9 +7,10 @@ import re
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError
+from .kinds import SEGMENTER, Kind
 from .load_errors import explained
 
 # What DistributedDataParallel (module) and torch.compile (_orig_mod) add to parameter names: pattern -> replacement.
@@ -30,6 +31,7 @@ class Loaded:
 def load_weights(
     path: str,
     config: PreTrainedConfig,
+    kind: Kind,
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -40,6 +42,7 @@ def load_weights(
     Args:
         path: folder or id on the Hub.
         config: its configuration, which may have other classes.
+        kind: what the model is.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: run code from the repository.
         resized: names of the tensors that may have another shape in the checkpoint; they are initialised anew.
@@ -48,7 +51,7 @@ def load_weights(
         InputError: no safetensors weights, or tensors of another shape.
     """
     with explained(f"model {path} cannot be loaded", path, revision):
-        model, info = AutoModelForImageClassification.from_pretrained(
+        model, info = kind.auto.from_pretrained(
             path,
             config=config,
             revision=revision,
@@ -86,20 +89,28 @@ def check_takes_pixels(model: PreTrainedModel, path: str) -> PreTrainedModel:
     return model
 
 
-def check_backbone(loaded: Loaded, head: set[str], path: str) -> None:
-    """Let only the head of a student be random, with the layers that belong to it, such as a pooler.
+def check_backbone(loaded: Loaded, head: set[str], path: str, kind: Kind) -> None:
+    """Let only the head of a student be random, with what belongs to it.
+
+    Of a classifier these are layers such as a pooler; of a segmenter all but the backbone, as a checkpoint of its
+    encoder alone has no decoder.
 
     Raises:
         InputError: the checkpoint lacks other tensors.
     """
-    base = loaded.model.base_model_prefix
-    parents = {name.rsplit(".", 2)[0] for name in head if name.count(".") > 1} - {base}
+    model = loaded.model
+    backbone = {model.base_model_prefix, "backbone"}
+    children = {name for name, _ in model.named_children()}
+    if kind is SEGMENTER and backbone & children:
+        parents = children - backbone
+    else:
+        parents = {name.rsplit(".", 2)[0] for name in head if name.count(".") > 1} - backbone
     belongs = re.compile("|".join([r"(?:.*\.)?(?:pooler|fc_norm)\.", *(re.escape(p) + r"\." for p in sorted(parents))]))
     lacking = sorted(name for name in loaded.missing - head if not belongs.match(name))
     if lacking:
         others = f" and has others, such as {min(loaded.unexpected)}" if loaded.unexpected else ""
         raise InputError(
-            f"model {path}: its file of weights lacks {len(lacking)} of the model's {len(loaded.model.state_dict())} "
+            f"model {path}: its file of weights lacks {len(lacking)} of the model's {len(model.state_dict())} "
             f"tensors, such as {lacking[0]},{others}: rename what the file has, or train from random weights "
             "(--student_init random)."
         )

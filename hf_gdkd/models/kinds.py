@@ -1,0 +1,22 @@
+"""The kinds of models that are distilled: image classifiers and semantic segmenters."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
+
+
+class Kind(NamedTuple):
+    """What loading a model must know of its kind."""
+
+    auto: type
+    """The Auto class of transformers that builds and loads one."""
+    name: str
+    """What messages call one, with its article."""
+    head: str
+    """What messages call the part that a checkpoint of another kind lacks."""
+
+
+CLASSIFIER = Kind(AutoModelForImageClassification, "an image classifier", "classification head")
+SEGMENTER = Kind(AutoModelForSemanticSegmentation, "a semantic segmentation model", "segmentation head")
