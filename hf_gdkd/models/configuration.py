@@ -45,7 +45,7 @@ def read_config(
     has_code = kind.auto.__name__ in (getattr(config, "auto_map", None) or {})
     if type(config) not in kind.auto._model_mapping and not has_code:
         raise InputError(
-            f"model {path} is not {kind.name}: transformers has none of the type {config.model_type!r}; choose "
+            f"model {path} is no {kind.name}: transformers has none of the type {config.model_type!r}; choose "
             "another model."
         )
     if isinstance(config, TimmWrapperConfig):

@@ -13,10 +13,10 @@ class Kind(NamedTuple):
     auto: type
     """The Auto class of transformers that builds and loads one."""
     name: str
-    """What messages call one, with its article."""
+    """What messages call one."""
     head: str
     """What messages call the part that a checkpoint of another kind lacks."""
 
 
-CLASSIFIER = Kind(AutoModelForImageClassification, "an image classifier", "classification head")
-SEGMENTER = Kind(AutoModelForSemanticSegmentation, "a semantic segmentation model", "segmentation head")
+CLASSIFIER = Kind(AutoModelForImageClassification, "image classifier", "classification head")
+SEGMENTER = Kind(AutoModelForSemanticSegmentation, "semantic segmentation model", "segmentation head")

@@ -108,9 +108,7 @@ def test_random_needs_only_a_config(tmp_path):
 @pytest.mark.parametrize("load", [load_segmenter, load_segmentation_teacher])
 def test_another_kind_of_model_is_refused(tmp_path, load):
     ViTForImageClassification(ViTConfig(**ENCODER, image_size=16, patch_size=8)).save_pretrained(tmp_path)
-    with pytest.raises(
-        InputError, match="is not a semantic segmentation model: transformers has none of the type 'vit'"
-    ):
+    with pytest.raises(InputError, match="is no semantic segmentation model: transformers has none of the type 'vit'"):
         load(str(tmp_path))
 
 
