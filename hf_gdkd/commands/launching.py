@@ -24,14 +24,20 @@ def processes_to_start(argv: Sequence[str]) -> tuple[int, list[str]]:
     without initialising CUDA.
 
     Raises:
-        InputError: a number of processes that this machine cannot start.
+        InputError: a number of processes that this machine cannot start, or a settings file that cannot be read.
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--num_processes", "--num-processes")
-    parser.add_argument("--use_cpu", "--use-cpu", nargs="?", const="true", default="false")
+    parser.add_argument("--use_cpu", "--use-cpu", nargs="?", const="true")
+    parser.add_argument("--config")
     known, _ = parser.parse_known_args(list(argv))
     rest = _without_num_processes(argv)
-    on_cpu = known.use_cpu.lower() in ("true", "1", "yes", "y", "t")
+    on_cpu = known.use_cpu
+    if on_cpu is None and known.config is not None:
+        from .arguments.settings_file import read_settings  # which takes seconds to import
+
+        on_cpu = read_settings(known.config).get("use_cpu")
+    on_cpu = str(on_cpu).lower() in ("true", "1", "yes", "y", "t")
     gpus = 0 if on_cpu else torch.cuda.device_count()
     if known.num_processes is None:
         launched = any(name in os.environ for name in LAUNCHED)

@@ -10,6 +10,7 @@ from .. import __version__
 from ..errors import InputError
 from .arguments.help import show_help
 from .arguments.other_flags import PARSERS
+from .output import ends_with_its_reader
 from .recipes import listing
 
 COMMANDS = {
@@ -29,7 +30,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Exit codes: 2 bad input, 3 the push failed, 4 training could not go on.
     """
-    command, *words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    with ends_with_its_reader():
+        command, *words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+        _main(command, words)
+
+
+def _main(command: str, words: list[str]) -> None:
     if command in ("-h", "--help"):
         print(usage())
     elif command == "--version":

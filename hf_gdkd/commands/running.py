@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError, PushError, TrainingError, first_sentence
 from ..hub_client import bound_waiting
+from .output import ends_with_its_reader
 
 
 def quiet() -> None:
@@ -30,7 +31,8 @@ def run(main: Callable[[], Any]) -> None:
     """Run a command's main; an error of ours ends it with one sentence and the error's exit code."""
     bound_waiting()
     try:
-        main()
+        with ends_with_its_reader():
+            main()
         _leave(0)
     except (InputError, PushError, TrainingError) as error:
         _end(str(error), error.exit_code)

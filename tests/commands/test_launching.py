@@ -41,6 +41,19 @@ def test_one_process_per_gpu_unless_told_otherwise(monkeypatch, count, words, pr
     assert processes_to_start(words.split()) == (processes, rest.split())
 
 
+@pytest.mark.parametrize("setting, words, processes", [
+    ("use_cpu: true", "", 1),
+    ("use_cpu: true", "--use_cpu false", 4),
+    ("use_cpu: false", "--use_cpu", 1),
+    ("k: 3", "", 4),
+])  # fmt: skip
+def test_a_settings_file_asks_for_the_cpu_as_the_flag_does(monkeypatch, tmp_path, setting, words, processes):
+    gpus(monkeypatch, 4)
+    (tmp_path / "settings.yaml").write_text(setting)
+    words = ["--config", str(tmp_path / "settings.yaml"), *words.split()]
+    assert processes_to_start(words) == (processes, words)
+
+
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_a_process_that_was_launched_launches_none(monkeypatch, name):
     gpus(monkeypatch, 4)

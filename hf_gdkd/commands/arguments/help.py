@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from ...training.options import LossOptions, TrainingOptions
+from ..output import ends_with_its_reader
 from ..recipes import listing
 from .distill_flags import (
     HUB_HELP,
@@ -60,7 +61,8 @@ def show_help(command: str, argv: Sequence[str] | None = None) -> None:
         text = distill_help(everything="all" in words)
     else:
         text = PARSERS[command]().format_help()
-    print(text, end="")
+    with ends_with_its_reader():
+        print(text, end="")
     sys.exit(0)
 
 
