@@ -22,7 +22,8 @@ from ..losses import loss_options
 from ..models.cifar.modeling import CifarConfig
 from ..models.names import resolve_name
 from ..training.config import GDKDConfig
-from ..training.run_files import CARD, replacing
+from ..training.run_files import CARD, SEGMENTATION_PICTURE, replacing
+from .wording import WORDINGS
 
 WEIGHTS = ("w0", "w1", "w2", "alpha", "beta", "gamma", "distance_weight", "angle_weight")
 PACKAGES = ("hf_gdkd", "torch", "transformers", "datasets", "timm")
@@ -41,6 +42,7 @@ class Origin:
     command: str = ""  # what started the run
     local_flags: Sequence[str] = ()  # those that name files or folders here, which others do not have
     label_free: bool = False  # whether the labels were the teacher's classes
+    task: str = "image-classification"  # of `WORDINGS`
 
 
 def write_card(
@@ -56,37 +58,37 @@ def write_card(
         metrics: what metrics.json holds; what could not be measured is missing.
         repo: the repository on the Hub that the student is pushed to, if it is known.
     """
-    name = Path(folder).resolve().name
+    name, words = Path(folder).resolve().name, WORDINGS[origin.task]
     student, started_from_hub = resolve_name(origin.student), origin.pretrained and not Path(origin.student).is_dir()
     teachers = [shared_name(resolve_name(teacher)) for teacher, _ in origin.teachers]
     local = data.name == "digits" or Path(data.name).is_dir()
     dataset = "scikit-learn digits" if data.name == "digits" else shared_name(data.name)
     results = [
         EvalResult(
-            task_type="image-classification",
+            task_type=words.pipeline,
             dataset_type=dataset.lower().replace(" ", "-") if local else data.name,
             dataset_name=dataset,
             dataset_split=data.eval_split,
-            metric_type="accuracy",
-            metric_name=name,
+            metric_type=metric,
+            metric_name=metric_name,
             metric_value=metrics[key],
         )
-        for key, name in (("top1", "top-1 accuracy"), ("top5", "top-5 accuracy"))
+        for key, metric, metric_name in words.results
         if key in metrics
     ]
     card_data = ModelCardData(
         model_name=name,
         license=origin.license,
         library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=["image-classification", "knowledge-distillation", "gdkd", *(f"teacher:{name}" for name in teachers)]
+        pipeline_tag=words.pipeline,
+        tags=[words.pipeline, "knowledge-distillation", "gdkd", *(f"teacher:{name}" for name in teachers)]
         if teachers
-        else ["image-classification"],
+        else [words.pipeline],
         base_model=student if started_from_hub else None,
         base_model_relation="finetune" if started_from_hub else None,
         teacher_model=teachers[0] if len(teachers) == 1 else teachers or None,
         datasets=None if local else [data.name],
-        metrics=["accuracy"] if "top1" in metrics else None,
+        metrics=list(dict.fromkeys(metric for key, metric, _ in words.results if key in metrics)) or None,
         eval_results=results or None,
     )
     distillation_loss = args.build_loss()
@@ -128,6 +130,8 @@ def write_card(
         measured="images_per_second" in metrics,
         label_free=origin.label_free,
         metrics=metrics,
+        words=words,
+        picture=SEGMENTATION_PICTURE if Path(folder, SEGMENTATION_PICTURE).is_file() else None,
         versions={package: version(package) for package in PACKAGES},
     )
     with replacing(Path(folder, CARD)) as part:

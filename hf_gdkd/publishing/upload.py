@@ -70,7 +70,7 @@ def _as_pushed(path: Path, repo: str) -> str | bytes:
 
 def _card(text: str, repo: str) -> str:
     """The card with the commands for a model that is on the Hub."""
-    text = re.sub(r'(?<=pipeline\("image-classification", ")[^"]*', lambda _: repo, text)
+    text = re.sub(r'(?<=pipeline\()("[a-z-]+", ")[^"]*', lambda found: found[1] + repo, text)
     text = re.sub(rf"(?m)^ +hf download \S+ {SETTINGS_FILE} .*\n", "", text)
     download = f"    hf download {repo} {SETTINGS_FILE} --local-dir .\n"
     return re.sub(rf"(?m)^(?= +hf-gdkd distill --config {SETTINGS_FILE})", lambda _: download, text)

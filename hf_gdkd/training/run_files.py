@@ -14,7 +14,9 @@ import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 SETTINGS_FILE, METRICS_FILE, PICTURE, CARD = "recipe.yaml", "metrics.json", "training.png", "README.md"
-RUN_FILES = (SETTINGS_FILE, METRICS_FILE, PICTURE, CARD)
+SEGMENTATION_PICTURE = "segmentation.png"  # of what a segmenter predicts
+RUN_FILES = (SETTINGS_FILE, METRICS_FILE, PICTURE, SEGMENTATION_PICTURE, CARD)
+JUDGED = {"agreement": "agreement with the teacher", "mean_iou": "mean IoU", "top1": "top-1 accuracy"}
 
 _NOT_PARTS = {"loss", "epoch", "step", "learning_rate", "grad_norm", "kd_ramp", "data_wait"}
 
@@ -89,12 +91,12 @@ def ms_per_step(seconds: float, state: TrainerState, begun: int = 0) -> float | 
 
 
 def draw_training(folder: str | Path, log_history: Sequence[Mapping[str, float]], title: str) -> None:
-    """Draw training.png: the loss and its parts, and the evaluation accuracy (or agreement), over epochs."""
+    """Draw training.png: the loss and its parts, and the evaluations' metric (one of `JUDGED`), over epochs."""
     from matplotlib.figure import Figure
 
     training = [row for row in log_history if "loss" in row]
-    judged = "eval_agreement" if any("eval_agreement" in row for row in log_history) else "eval_top1"
-    evaluations = [row for row in log_history if judged in row]
+    judged = next((key for key in JUDGED if any(f"eval_{key}" in row for row in log_history)), "top1")
+    evaluations = [row for row in log_history if f"eval_{judged}" in row]
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     names = dict.fromkeys(name for row in training for name in row if name not in _NOT_PARTS)
@@ -106,12 +108,8 @@ def draw_training(folder: str | Path, log_history: Sequence[Mapping[str, float]]
     if min((row["loss"] for row in training), default=0) > 0:
         left.set_yscale("log")
     left.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-    right.plot([row["epoch"] for row in evaluations], [100 * row[judged] for row in evaluations], marker=".")
-    right.set(
-        xlabel="epoch",
-        ylabel=f"{'top-1 accuracy' if judged == 'eval_top1' else 'agreement with the teacher'}, %",
-        title="evaluation",
-    )
+    right.plot([row["epoch"] for row in evaluations], [100 * row[f"eval_{judged}"] for row in evaluations], marker=".")
+    right.set(xlabel="epoch", ylabel=f"{JUDGED[judged]}, %", title="evaluation")
     right.grid(alpha=0.3)
     figure.suptitle(title)
     with replacing(Path(folder, PICTURE)) as part:

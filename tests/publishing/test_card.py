@@ -10,6 +10,7 @@ from transformers import ViTConfig
 
 from hf_gdkd import GDKDConfig
 from hf_gdkd.data.loading import Data
+from hf_gdkd.publishing import upload
 from hf_gdkd.publishing.card import Origin, shared_command, write_card
 
 NUMBERS = {"top1": 0.5, "top5": 1.0, "nll": 1.25, "ece": 0.125, "parameters": 1234, "flops": 2e9}
@@ -85,6 +86,30 @@ def test_without_labels(card):
     text = card(measured | {"agreement": 0.75, "teachers": {"a/teacher": measured}}, origin=origin)
     assert "top-1" not in text and "The two models predict the same class for 75.00 % of the images" in text
     assert "its accuracy was not measured" in text and "| teacher `teacher` | 1,234 | 2 | 1,000 |" in text
+
+
+SEGMENTED = {"mean_iou": 0.5, "pixel_accuracy": 0.75, "absent_classes": 1, "iou": {"cat": 0.5, "dog": None}}
+SEGMENTED |= {"parameters": 1234, "flops": 2e9, "images_per_second": 1000.4}
+
+
+def test_the_card_of_a_segmenter(card):
+    """The same elements, with mean IoU, the IoU of each class beside the teacher's, and the picture."""
+    origin = Origin("nvidia/mit-b0", True, [("a/teacher", None)], task="semantic-segmentation")
+    history = {key: {"mean_iou": 0.25, "epoch": 3.0} for key in ("best", "last")}
+    teacher = SEGMENTED | {"iou": {"cat": 0.75, "dog": 0.25}, "absent_classes": 0}
+    Path("student/segmentation.png").touch()
+    text = card(
+        SEGMENTED | history | {"agreement": 0.75, "teachers": {"a/teacher": teacher}}, "photos", "me/it", origin
+    )
+    assert "A small semantic segmentation model, distilled from" in text
+    assert 'segment = pipeline("image-segmentation", "me/it")' in text and "pipeline_tag: image-segmentation" in text
+    assert "| this model | 50.00 | 75.00 | 1,234 | 2 | 1,000 |" in text and "type: mean_iou" in text
+    assert "| cat | 50.00 | 75.00 |\n| dog | - | 25.00 |\n" in text
+    assert "1 of the 2 classes has no pixel" in text and "the same class for 75.00 % of the labelled pixels" in text
+    assert "Mean IoU during training: 25.00 %" in text and "(segmentation.png)" in text
+    assert not re.search(r"{{|{%|None|Undefined|top-1|\n\n\n", text.split("---\n", 2)[2])
+    pushed = upload._card(text.replace("me/it", "student"), "me/it")
+    assert 'pipeline("image-segmentation", "me/it")' in pushed and "hf download me/it recipe.yaml" in pushed
 
 
 def test_nothing_of_the_template_is_left(card):
