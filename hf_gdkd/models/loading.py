@@ -167,7 +167,11 @@ def load_processor(
     if init == "random" and (config := timm_config(path)) is not None:
         return TimmWrapperImageProcessor(config.pretrained_cfg, config.architecture)
     with explained(f"the image processor of {path} cannot be loaded", path, revision):
-        return AutoImageProcessor.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        processor = AutoImageProcessor.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    if hasattr(processor, "reduce_labels"):  # the old name, which transformers 5 keeps and does not heed
+        processor.do_reduce_labels = processor.reduce_labels
+        del processor.reduce_labels
+    return processor
 
 
 def pin_revision(name: str, revision: str | None) -> str | None:

@@ -1,6 +1,9 @@
 """Semantic segmentation models by name, offline: heads, classes, encoders without a decoder, auxiliary logits."""
 
+import importlib.util
+import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +19,10 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from hf_gdkd.errors import InputError
-from hf_gdkd.models import load_segmentation_teacher, load_segmenter, segment
+from hf_gdkd.models import load_processor, load_segmentation_teacher, load_segmenter, segment
 
 STREET = ["road", "car", "sky"]
 TINY = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
@@ -145,3 +149,32 @@ def test_auxiliary_logits_are_those_of_the_models_own_loss():
 def test_a_model_without_auxiliary_head_has_none(folder):
     logits, auxiliary = segment(load_segmenter(folder), torch.randn(1, 3, 32, 32))
     assert logits.shape == (1, 3, 8, 8) and auxiliary == []
+
+
+@pytest.mark.parametrize("reduce", [True, False])
+def test_the_old_name_of_reduced_labels_counts(folder, reduce, tmp_path):
+    """nvidia/segformer-b0-finetuned-ade-512-512 says `reduce_labels`, which transformers 5 does not heed."""
+    old = {"image_processor_type": "SegformerImageProcessor", "reduce_labels": reduce, "size": 512}
+    Path(folder, "preprocessor_config.json").write_text(json.dumps(old))
+    processor = load_processor(folder)
+    assert processor.do_reduce_labels is reduce
+    processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert saved["do_reduce_labels"] is reduce and "reduce_labels" not in saved
+
+
+# -- every type --------------------------------------------------------------------------------------------
+
+SPEC = importlib.util.spec_from_file_location("segmentation_sweep", Path(__file__).parent / "segmentation_sweep.py")
+sweep = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(sweep)
+
+
+def test_every_segmenter_of_transformers_is_swept():
+    assert set(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES) == {name.split("/")[0] for name in sweep.TRANSFORMERS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sweep.TRANSFORMERS)
+def test_models(name):
+    sweep.check(name)
