@@ -9,19 +9,21 @@ from datasets import ClassLabel, Dataset, IterableDataset
 from ..errors import InputError
 from .columns import check_labels, encode_labels, find_columns, image_and_label, kind_of, warn_of_similar_names
 from .decoding import check_images
-from .selection import hold_out, numbered
+from .selection import numbered
 from .sources import Source, open_source, refusal
-
-EVAL_SPLITS = ("validation", "valid", "val", "test")
+from .splits import choose_eval_split, divide, read_splits
 
 
 @dataclass
 class Data:
-    """A data set for image classification: `train` and `eval` with columns `image` and (if labelled) `labels`.
+    """A data set: `train` and `eval` with columns `image` and (if labelled) `labels`.
 
     The column `sample_id` holds each row's number in the split that it comes from. `revision` is the commit on the
     Hub, `bad_images` the number of images that were left out. A streamed `train` is an IterableDataset of undecoded
     images; with `eval_only` it is None. `train_split_rows` are all rows of the split that `train` is selected from.
+
+    With masks (`load_segmentation`) `labels` are images of classes. `reduce_labels` says whether the masks were stored
+    with 0 for no class, and `palette` is a colour (red, green, blue) for each class where the data set has some.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Data:
     revision: str | None = None
     bad_images: int = 0
     train_split_rows: Dataset | None = None
+    reduce_labels: bool = False
+    palette: list[tuple[int, int, int]] | None = None
 
 
 def load_data(
@@ -71,13 +75,7 @@ def load_data(
             names.
     """
     source = open_source(name, config, revision, labels=None if ignore_labels else require_labels)
-    if validation_rows is None:
-        eval_split = eval_split or next((s for s in EVAL_SPLITS if s in source.splits and s != train_split), None)
-    else:
-        eval_split = None
-    for split in (train_split, eval_split or train_split):
-        if split not in source.splits and not (eval_only and split != eval_split is not None):
-            raise InputError(f"data set {name} has no split {split!r}: choose one of {', '.join(source.splits)}.")
+    eval_split = choose_eval_split(name, source, train_split, eval_split, validation_rows, eval_only=eval_only)
     stream = None
     if streaming and not eval_only:
         if name != "digits" and eval_split is None:
@@ -87,7 +85,9 @@ def load_data(
             )
         stream = _stream(name, source, revision, train_split, image_column, label_column, require_labels, ignore_labels)
     unread = eval_split is not None and (eval_only or streaming)
-    splits = _read(name, source, revision, [*([] if unread else [train_split]), *([eval_split] if eval_split else [])])
+    splits = read_splits(
+        name, source, revision, [*([] if unread else [train_split]), *([eval_split] if eval_split else [])]
+    )
     image, label = find_columns(name, next(iter(splits.values())), image_column, label_column, require_labels)
     label = None if ignore_labels else label
     splits = {
@@ -100,26 +100,12 @@ def load_data(
         warn_of_similar_names(name, label_names)
         for split, rows in splits.items():
             check_labels(name, split, rows, len(label_names))
-    bad_images, whole = 0, splits.get(train_split)
+    bad_images = 0
     for split, rows in splits.items():
         splits[split], bad = check_images(rows, f"data set {name}, split {split}: ", skip=on_bad_image == "skip")
         bad_images += bad
-    train, evaluation = splits.get(train_split), splits.get(eval_split)
-    if train is not None:
-        held_out = 0 if eval_split else -(-len(train) // 10) if validation_rows is None else validation_rows
-        if len(train) < (train_rows or 1) + held_out:
-            raise InputError(
-                f"data set {name}, split {train_split}, has {len(train)} rows, too few for "
-                f"{f'train_rows {train_rows}' if train_rows else 'one to train on'} and {held_out} to evaluate on: ask "
-                "for fewer, or use a data set with more."
-            )
-        if held_out or train_rows is not None:
-            train, drawn = hold_out(train, held_out, train_rows, seed)
-            evaluation = drawn if evaluation is None else evaluation
-        if eval_split is None:
-            eval_split = (
-                f"{train_split} ({'held-out tenth' if validation_rows is None else f'{held_out} rows held out'})"
-            )
+    whole = splits.get(train_split)
+    train, evaluation, eval_split = divide(name, splits, train_split, eval_split, train_rows, validation_rows, seed)
     train = None if eval_only else stream or train
     shape = {"flip": False, "crop_scale": 0.6} if name == "digits" else {}
     return Data(
@@ -133,24 +119,6 @@ def load_data(
         train_split_rows=whole,
         **shape,
     )
-
-
-def _read(name: str, source: Source, revision: str | None, splits: list[str]) -> dict[str, Dataset]:
-    """The rows of the splits, as they are stored.
-
-    Raises:
-        InputError: one cannot be read, or is empty.
-    """
-    read = {}
-    for split in dict.fromkeys(splits):
-        try:
-            read[split] = source.read(split)
-        except Exception as error:  # whatever the Hub or a file makes it stumble on
-            if "corresponds to no data" not in str(error):
-                raise refusal(error, name, revision) from error
-        if not read.get(split):
-            raise InputError(f"data set {name}, split {split}, is empty: choose another split.")
-    return read
 
 
 def _stream(

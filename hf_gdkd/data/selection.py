@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Image
 
 HELD_OUT_SEED = 42  # held-out rows are the same whatever the seed of the training
 
@@ -16,12 +16,12 @@ def numbered(rows: Dataset) -> Dataset:
 
 
 def hold_out(rows: Dataset, size: int, train_rows: int | None = None, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """The rows to train on and `size` others, drawn at random, stratified where there are labels.
+    """The rows to train on and `size` others, drawn at random, stratified where there are labels of whole images.
 
     `seed` draws the `train_rows` (None: all) from those that are not held out, and these do not depend on it.
     """
     labels = np.zeros(len(rows), np.int64)
-    if "labels" in rows.column_names:
+    if "labels" in rows.column_names and not isinstance(rows.features["labels"], Image):
         labels = rows.select_columns("labels").with_format("arrow")[:]["labels"].to_numpy()
     held_out = draw(labels, size, HELD_OUT_SEED)
     rest = np.flatnonzero(~held_out)
