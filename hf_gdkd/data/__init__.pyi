@@ -1,8 +1,13 @@
 from .datasets import Augmented as Augmented
 from .datasets import Viewed as Viewed
 from .datasets import collate as collate
+from .label_space import ModelClasses as ModelClasses
 from .loading import Data as Data
 from .loading import load_data as load_data
+from .segmentation import load_segmentation as load_segmentation
+from .segmentation_views import SegmentationEvalTransform as SegmentationEvalTransform
+from .segmentation_views import SegmentationTransform as SegmentationTransform
+from .segmentation_views import SegmentationView as SegmentationView
 from .streaming import AugmentedStream as AugmentedStream
 from .views import EvalTransform as EvalTransform
 from .views import TrainTransform as TrainTransform

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +19,17 @@ logger = logging.getLogger(__name__)
 Rows = Dataset | IterableDataset
 
 IMAGE_COLUMNS = ("image", "img")
+PHOTO_COLUMNS = ("image", "pixel_values", "img")  # where there are masks too
+MASK_COLUMNS = (
+    "label",
+    "annotation",
+    "semantic_segmentation",
+    "mask",
+    "labels",
+    "annotations",
+    "masks",
+    "segmentation",
+)
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 IMAGE_TYPES = "an image column holds encoded files as bytes, {bytes, path} with them, or paths of image files"
 
@@ -28,34 +39,62 @@ def find_columns(
 ) -> tuple[str, str | None]:
     """The columns that hold images and labels (None: no labels)."""
     features = rows.features or {}
-    listed = ", ".join(f"{column} ({kind_of(feature)})" for column, feature in features.items())
-    if image is not None and image not in features:
-        raise InputError(
-            f"data set {name} has no image column {image} among its columns {listed}: choose another --image_column."
-        )
-    if image is None:
-        images = [column for column, feature in features.items() if isinstance(feature, Image)]
-        images = images or [column for column in features if _can_hold_images(rows, column)]
-        image = next((c for c in IMAGE_COLUMNS if c in images), images[0] if len(images) == 1 else None)
-        if image is None:
-            several = f"several image columns ({', '.join(images)})" if images else "no image column"
-            raise InputError(
-                f"data set {name} has {several} among its columns {listed}: use --image_column ({IMAGE_TYPES})."
-            )
-    if not _can_hold_images(rows, image):
-        raise InputError(
-            f"data set {name} has an image column {image} of type {kind_of(features[image])}{_example(rows, image)}: "
-            f"{IMAGE_TYPES}. Choose another --image_column, or convert it."
-        )
+    image = _image_column(name, rows, image, IMAGE_COLUMNS, features)
     classes = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
     if label is None:
         label = next((c for c in LABEL_COLUMNS if c in features), classes[0] if len(classes) == 1 else None)
     if label not in features and (label is not None or require_labels):
         raise InputError(
-            f"data set {name} has no label column {f'{label} ' if label else ''}among its columns {listed}: "
+            f"data set {name} has no label column {f'{label} ' if label else ''}among its columns {_listed(rows)}: "
             "use --label_column."
         )
     return image, label
+
+
+def find_mask_columns(name: str, rows: Rows, image: str | None, mask: str | None) -> tuple[str, str]:
+    """The columns that hold images and masks."""
+    image = _image_column(
+        name, rows, image, PHOTO_COLUMNS, [c for c in rows.features if c not in (mask, *MASK_COLUMNS)]
+    )
+    others = [column for column in rows.features if column != image]
+    return image, _image_column(name, rows, mask, MASK_COLUMNS, others, "mask", "label_column")
+
+
+def _image_column(
+    name: str,
+    rows: Rows,
+    asked: str | None,
+    names: Sequence[str],
+    columns: Collection[str],
+    what: str = "image",
+    flag: str = "image_column",
+) -> str:
+    """The column that is asked for; else the first of `names`, or the only one, of the `columns` that hold images."""
+    features = rows.features or {}
+    if asked is not None and asked not in features:
+        raise InputError(
+            f"data set {name} has no {what} column {asked} among its columns {_listed(rows)}: choose another --{flag}."
+        )
+    if asked is None:
+        images = [column for column in columns if isinstance(features[column], Image)]
+        images = images or [column for column in columns if _can_hold_images(rows, column)]
+        asked = next((c for c in names if c in images), images[0] if len(images) == 1 else None)
+        if asked is None:
+            several = f"several {what} columns ({', '.join(images)})" if images else f"no {what} column"
+            raise InputError(
+                f"data set {name} has {several} among its columns {_listed(rows)}: use --{flag} ({IMAGE_TYPES})."
+            )
+    if not _can_hold_images(rows, asked):
+        article = "an" if what == "image" else "a"
+        raise InputError(
+            f"data set {name} has {article} {what} column {asked} of type {kind_of(features[asked])}"
+            f"{_example(rows, asked)}: {IMAGE_TYPES}. Choose another --{flag}, or convert it."
+        )
+    return asked
+
+
+def _listed(rows: Rows) -> str:
+    return ", ".join(f"{column} ({kind_of(feature)})" for column, feature in (rows.features or {}).items())
 
 
 def kind_of(feature: object) -> str:
@@ -93,8 +132,7 @@ def image_and_label(name: str, rows: Rows, image: str, label: str | None, folder
     Raises:
         InputError: the first path leads to no file.
     """
-    if kind_of(rows.features[image]).endswith("string"):
-        rows = _absolute_paths(name, rows, image, folder)
+    rows = absolute_paths(name, rows, image, folder)
     kind = Image(decode=isinstance(rows, Dataset))
     if rows.features[image] != kind:
         rows = rows.cast_column(image, kind)
@@ -103,8 +141,16 @@ def image_and_label(name: str, rows: Rows, image: str, label: str | None, folder
     return rows.rename_columns({old: new for old, new in names.items() if old != new})
 
 
-def _absolute_paths(name: str, rows: Rows, column: str, folder: str | None) -> Rows:
-    """Paths of images with the folder before them, or with the only folder in it that holds the first of them."""
+def absolute_paths(name: str, rows: Rows, column: str, folder: str | None) -> Rows:
+    """Paths of images with the folder before them, or with the only folder in it that holds the first of them.
+
+    A column that holds no paths stays as it is.
+
+    Raises:
+        InputError: the first path leads to no file.
+    """
+    if not kind_of(rows.features[column]).endswith("string"):
+        return rows
     first = str(_first(rows, column))
     if "://" in first or os.path.isfile(first):
         return rows

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from .augment import Mix
 from .decoding import Opened, row_index
+from .masks import IGNORE
+from .segmentation_views import SegmentationTransform
 from .selection import ROW
 from .teacher_cache import TeacherCache, logits_key
 from .views import TrainTransform
@@ -58,7 +61,7 @@ class Augmented(Dataset):
     def __init__(
         self,
         rows: Sequence,
-        transform: TrainTransform,
+        transform: TrainTransform | SegmentationTransform,
         *,
         seed: int,
         mix: Mix | None = None,
@@ -130,9 +133,9 @@ class Augmented(Dataset):
         sample = {key: stored[key] for key in ("image", "labels") if key in stored} | {ROW: number}
         if self.caches:
             sample["view"] = view
-        crops = [self.transform.crop(sample["image"])]
         if self.mix is None:
-            return sample | {"image": crops[0]}
+            return self.transform.draw(sample)
+        crops = [self.transform.crop(sample["image"])]
         other = self.rows[int(torch.randint(len(self.rows), ()))]
         crops.append(self.transform.crop(other["image"]))
         sample["image"], label = self.mix(crops, [each.get("labels", 0) for each in (sample, other)])
@@ -183,5 +186,16 @@ class Viewed(Dataset):
 
 
 def collate(samples: Sequence[dict[str, object]]) -> dict[str, Tensor]:
-    """Stack samples into a batch: pixel_values (N, 3, H, W), labels (N) or soft (N, C), teacher_pixel_values."""
-    return {key: default_collate([torch.as_tensor(sample[key]) for sample in samples]) for key in samples[0]}
+    """Stack samples into a batch: pixel_values (N, 3, H, W), teacher_pixel_values, labels (N), (N, C) or (N, H, W).
+
+    Whole images of different sizes are padded to the largest below and on the right: pixels with 0, masks with 255.
+    """
+    return {key: default_collate(_of_one_size(key, [torch.as_tensor(s[key]) for s in samples])) for key in samples[0]}
+
+
+def _of_one_size(key: str, values: list[Tensor]) -> list[Tensor]:
+    if len({value.shape for value in values}) == 1:
+        return values
+    height, width = (max(value.shape[side] for value in values) for side in (-2, -1))
+    fill = IGNORE if key == "labels" else 0
+    return [pad(value, (0, width - value.shape[-1], 0, height - value.shape[-2]), value=fill) for value in values]

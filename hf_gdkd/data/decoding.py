@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import torch.distributed as dist
@@ -29,6 +30,9 @@ KEPT_OVERHEAD = 2048  # of Python and Pillow, for each image
 
 WHITES = {"i": [2**bits - 1 for bits in (8, 12, 16, 24, 31)], "f": [1, 255, 65535]}
 ELONGATED = 16  # sides of an image: above this ratio, a view that crops gets the middle alone
+
+
+Result = TypeVar("Result")
 
 
 class ImageError(InputError):
@@ -64,11 +68,11 @@ def _to_8_bits(image: PILImage.Image, what: str) -> PILImage.Image:
     white = next(white for white in whites if high <= white)
     if white != 65535:
         kind = "floats" if image.mode == "F" else f"{16 if ';16' in image.mode else 32}-bit values"
-        _warn_once(f"white {image.mode} {white}", f"{what} has {kind} up to {high:g}: white is taken to be {white}.")
+        warn_once(f"white {image.mode} {white}", f"{what} has {kind} up to {high:g}: white is taken to be {white}.")
     return PILImage.fromarray(np.rint(values.astype(np.float64) * (255 / white)).astype(np.uint8))
 
 
-def _decode(stored: Mapping[str, Any], what: str) -> PILImage.Image:
+def decode(stored: Mapping[str, Any], what: str) -> PILImage.Image:
     """As `datasets.Image` does, turned upright, and with an eye on colours of 16 bits, which Pillow cuts to 8."""
     data, path = stored["bytes"], stored["path"]
     if data is None and (path is None or not is_local_path(path)):
@@ -95,13 +99,27 @@ def open_image(stored: PILImage.Image | Mapping | None, what: str = "image") -> 
         ImageError: it is missing, empty, cut off, no image, or so large that Pillow takes it for an attack; its values
             are in no known range.
     """
-    path = stored["path"] if isinstance(stored, Mapping) else None
-    what = f"{what} ({path})" if path else what
+    what = with_path(stored, what)
+    with readable(stored, what):
+        image = to_rgb(decode(stored, what) if isinstance(stored, Mapping) else stored, what)
+    if max(image.size) > ELONGATED * min(image.size):
+        size = f"{image.width} x {image.height}"
+        warn_once("elongated", f"{what} has {size} pixels: a model that crops images sees only the middle of it.")
+    return image
+
+
+@contextmanager
+def readable(stored: PILImage.Image | Mapping | None, what: str) -> Iterator[None]:
+    """What fails while a stored image is decoded, as an ImageError.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
     try:
-        image = to_rgb(_decode(stored, what) if isinstance(stored, Mapping) else stored, what)
+        yield
     except (ConnectionError, TimeoutError):
         raise  # says nothing about the image
-    except ImageError:
+    except InputError:
         raise
     except Exception as error:  # whatever a decoder stumbles on
         reason = "it is in no image format" if isinstance(error, UnidentifiedImageError) else first_sentence(error)[:-1]
@@ -109,16 +127,18 @@ def open_image(stored: PILImage.Image | Mapping | None, what: str = "image") -> 
             f"{what} cannot be read ({'it is missing' if stored is None else reason}): "
             "remove or replace it, or leave out all such images with --on_bad_image skip."
         ) from error
-    if max(image.size) > ELONGATED * min(image.size):
-        size = f"{image.width} x {image.height}"
-        _warn_once("elongated", f"{what} has {size} pixels: a model that crops images sees only the middle of it.")
-    return image
+
+
+def with_path(stored: PILImage.Image | Mapping | None, what: str) -> str:
+    """How errors name an image: what it is, and its path if that is known."""
+    path = stored["path"] if isinstance(stored, Mapping) else None
+    return f"{what} ({path})" if path else what
 
 
 _warned: set[str] = set()
 
 
-def _warn_once(kind: str, text: str) -> None:
+def warn_once(kind: str, text: str) -> None:
     if kind not in _warned:
         _warned.add(kind)
         logger.warning(f"{text} (Said once, for the first such image.)")
@@ -147,11 +167,28 @@ class Opened(Sequence):
         if row in self._kept:
             return dict(self._kept[row])
         sample = self.rows[row]
-        sample = {**sample, "image": open_image(sample["image"], f"image in row {sample.get(ROW, row)}")}
-        pixels = sample["image"].width * sample["image"].height
-        if (3 * pixels + KEPT_OVERHEAD) * len(self) <= KEPT_BYTES:
+        number = sample.get(ROW, row)
+        sample = {**sample, "image": open_image(sample["image"], f"image in row {number}")}
+        image, mask = sample["image"], sample.get("labels")
+        masked = isinstance(mask, PILImage.Image)
+        if masked:
+            check_size(image, mask, number)
+        if ((3 + masked) * image.width * image.height + KEPT_OVERHEAD) * len(self) <= KEPT_BYTES:
             self._kept[row] = dict(sample)
         return sample
+
+
+def check_size(image: PILImage.Image, mask: PILImage.Image, row: object) -> None:
+    """Refuse a mask that is not of its image's size.
+
+    Raises:
+        InputError: their sizes differ.
+    """
+    if image.size != mask.size:
+        raise InputError(
+            f"row {row} has an image of {image.width} x {image.height} pixels and a mask of {mask.width} x "
+            f"{mask.height}, expected the same: pair each image with its own mask, at full size."
+        )
 
 
 def row_index(index: int, rows: int) -> int:
@@ -163,6 +200,27 @@ def row_index(index: int, rows: int) -> int:
     if not -rows <= (index := operator.index(index)) < rows:
         raise IndexError(f"row {index} of {rows}")
     return index % rows
+
+
+def inspected(rows: Dataset, inspect: Callable[[int], Result], what: str) -> Iterator[tuple[int, Result]]:
+    """(row, inspect(row)) in threads and, where there are several processes, of this process's share of the rows."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if _shared() else (0, 1)
+    with ThreadPoolExecutor() as pool:
+        for start in tqdm(range(0, len(rows), 1000), desc=what, leave=False, disable=len(rows) < 2000):
+            share = range(start + rank, min(start + 1000, len(rows)), world)
+            yield from zip(share, pool.map(inspect, share), strict=True)
+
+
+def of_all(found: Result) -> list[Result]:
+    """What each process found, by rank; all processes must ask together."""
+    everyone = [found]
+    if _shared():
+        dist.all_gather_object(everyone := [None] * dist.get_world_size(), found)
+    return everyone
+
+
+def _shared() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def check_images(rows: Dataset, what: str, *, skip: bool = False) -> tuple[Dataset, int]:
@@ -186,20 +244,21 @@ def check_images(rows: Dataset, what: str, *, skip: bool = False) -> tuple[Datas
         except ImageError as error:
             return error
 
-    shared = dist.is_available() and dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
     bad = []
-    with ThreadPoolExecutor() as pool:
-        for start in tqdm(range(0, len(rows), 1000), desc=what, leave=False, disable=len(rows) < 2000):
-            share = range(start + rank, min(start + 1000, len(rows)), world)
-            for row, error in zip(share, pool.map(problem, share), strict=True):
-                if error is not None and not skip:
-                    raise error
-                if error is not None:
-                    bad.append(row)
-    if shared:
-        dist.all_gather_object(everyone := [None] * world, bad)
-        bad = [row for rows_of_one in everyone for row in rows_of_one]
+    for row, error in inspected(rows, problem, what):
+        if error is not None and not skip:
+            raise error
+        if error is not None:
+            bad.append(row)
+    return leave_out(rows, [row for each in of_all(bad) for row in each], what)
+
+
+def leave_out(rows: Dataset, bad: Sequence[int], what: str) -> tuple[Dataset, int]:
+    """The rows without the bad ones, and how many those are.
+
+    Raises:
+        InputError: all are bad.
+    """
     if not bad:
         return rows, 0
     if len(bad) == len(rows):

@@ -124,20 +124,22 @@ def _reason(error: Exception, name: str) -> str | None:
 
 def load_digits() -> dict[str, Dataset]:
     """scikit-learn's 1,797 scanned digits, 8 x 8 grey: 1,437 to train, 360 to test, stratified, always the same."""
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(i) for i in range(10)])})
+    return {
+        split: Dataset.from_dict({"image": [PILImage.fromarray(p) for p in pixels], "label": labels}, features)
+        for split, (pixels, labels) in digit_arrays().items()
+    }
+
+
+def digit_arrays() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The pixels (N, 8, 8) and labels (N,) of the splits of `digits`."""
     from sklearn import datasets as sklearn_datasets
     from sklearn.model_selection import train_test_split
 
     digits = sklearn_datasets.load_digits()
-    features = Features({"image": Image(), "label": ClassLabel(names=[str(i) for i in range(10)])})
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     rows = train_test_split(np.arange(len(pixels)), test_size=360, stratify=digits.target, random_state=0)
-    return {
-        split: Dataset.from_dict(
-            {"image": [PILImage.fromarray(p) for p in pixels[index]], "label": digits.target[index]},
-            features,
-        )
-        for split, index in zip(("train", "test"), rows, strict=True)
-    }
+    return {split: (pixels[index], digits.target[index]) for split, index in zip(("train", "test"), rows, strict=True)}
 
 
 def _no_stream(split: str) -> IterableDataset:

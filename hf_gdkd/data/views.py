@@ -43,15 +43,7 @@ class View:
             resample = PILImage.Resampling.BILINEAR if processor.resample is None else processor.resample
             self.interpolation = InterpolationMode(PILImage.Resampling(resample).name.lower())
             resizes = processor.do_resize or processor.do_center_crop
-        # What the processor does to one colour: pixel = (value[channels] - mean) / std, of values from 0 to 255.
-        colours = (0, 0, 0), (255, 255, 255), (0, 100, 200)
-        pixels = self.exact([PILImage.new("RGB", (512, 512), colour) for colour in colours])
-        if pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise InputError(
-                f"{type(processor).__name__} makes arrays of shape {tuple(pixels.shape[1:])}, expected (3, height, "
-                "width): choose a model that takes whole images of one size."
-            )
-        height, width = pixels.shape[2:]
+        height, width = self._inspect_colours()
         wide = self.exact([PILImage.new("RGB", (640, 512))]).shape[2:]
         if wide != (height, width) if resizes else None in (processor.size.height, processor.size.width):
             raise InputError(
@@ -59,14 +51,29 @@ class View:
                 f"{wide[0]} x {wide[1]}): set size to a height and a width in preprocessor_config.json, or "
                 "do_center_crop to true with a crop_size."
             )
+        self.size = (height, width) if resizes else (processor.size.height, processor.size.width)
+        self.resizes = bool(resizes)
+
+    def _inspect_colours(self) -> tuple[int, int]:
+        """Find mean, std and channels; returns (height, width) of what the processor makes of a square image."""
+        # What the processor does to one colour: pixel = (value[channels] - mean) / std, of values from 0 to 255.
+        colours, kind = ((0, 0, 0), (255, 255, 255), (0, 100, 200)), type(self.processor).__name__
+        pixels = self.exact([PILImage.new("RGB", (512, 512), colour) for colour in colours])
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise InputError(
+                f"{kind} makes arrays of shape {tuple(pixels.shape[1:])}, expected (3, height, "
+                "width): choose a model that takes whole images of one size."
+            )
+        height, width = pixels.shape[2:]
         black, white, colour = pixels[:, :, height // 2, width // 2]
         self.std = 255 / (white - black)
         self.mean = -black * self.std
         if not (self.std.isfinite() & self.mean.isfinite()).all():
-            raise InputError(f"{type(processor).__name__} does not give finite pixel values: correct its image_std.")
+            raise InputError(
+                f"{type(self.processor).__name__} does not give finite pixel values: correct its image_std."
+            )
         self.channels = ((colour * self.std + self.mean) / 100).round().int().tolist()
-        self.size = (height, width) if resizes else (processor.size.height, processor.size.width)
-        self.resizes = bool(resizes)
+        return height, width
 
     def exact(self, images: Sequence[PILImage.Image]) -> Tensor:
         """Pixel values (N, 3, H, W) of the image processor run alone.
@@ -169,6 +176,10 @@ class TrainTransform:
             box = RandomResizedCrop.get_params(image, self.scale, (3 / 4, 4 / 3))
         crop = TF.crop(image, *box)
         return self.augment(TF.horizontal_flip(crop) if self.flip and torch.rand(()) < 0.5 else crop)
+
+    def draw(self, sample: Mapping[str, object]) -> dict[str, object]:
+        """The sample with its image cropped."""
+        return {**sample, "image": self.crop(sample["image"])}
 
     def see(self, crops: Sequence[PILImage.Image], without: Collection[str] = ()) -> dict[str, Tensor]:
         """Every view of the crops, by its key in the batch; those that nobody needs are left out."""
