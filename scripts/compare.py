@@ -7,6 +7,9 @@ are no part of the test split. 3. The best trial of each is trained with every s
 the other data sets, with carried_seeds if the file has them. 4. The test split is read once, at the end. 5. Tables,
 CSVs and pictures are written.
 
+A file whose rows have `teacher_cache: new` (recorded in the run) or `full` compares teachers' caches: nothing is tuned,
+and the report has a chapter for it. A command writes the chapters that it has rows for; others in the file stay.
+
 Every run is one of `distill.py`. What is finished is not run again, so the same command goes on after an interruption.
 Runs go side by side, one a GPU; on a CPU, --workers at a time. `--repeat cnn gdkd` trains the teacher, ce and this one
 row anew, with the settings that the report's CSV holds, and says whether their difference is in the reported interval.
@@ -39,6 +42,7 @@ from hf_gdkd.commands.arguments.other_flags import compare_parser
 from hf_gdkd.commands.arguments.parsing import parse
 from hf_gdkd.commands.arguments.settings_file import as_flags
 from hf_gdkd.commands.running import run
+from hf_gdkd.comparison.cached import write_cached_chapter
 from hf_gdkd.comparison.reproduction import reproduction
 from hf_gdkd.comparison.results import paired, read_reported
 from hf_gdkd.comparison.spec import Comparison, Job, Metrics
@@ -195,7 +199,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for key, value in provenance("cuda" if torch.cuda.is_available() else "cpu").items()
         if key != "threads"
     }
-    write_report(options.report, [each.section() for each in compared], words, about, appendix)
+    tuned, cached = ([each.section() for each in compared if each.cached is cached] for cached in (False, True))
+    if tuned:
+        write_report(options.report, tuned, words, about, appendix)
+    if cached:
+        write_cached_chapter(options.report, cached, words, about)
     print(f"written to {options.report}")
 
 

@@ -100,6 +100,18 @@ def mean_and_deviation(values: Iterable[float]) -> tuple[float, float]:
     )
 
 
+VERDICTS = ("above", "no difference seen to", "below")  # what a paired interval says
+NO_INTERVAL = "not compared with"  # fewer than two seeds that both have
+
+
+def verdict(row: Row, other: Row) -> str:
+    """How a row stands to another: one of `VERDICTS`, or `NO_INTERVAL`."""
+    interval = paired(row.last, other.last)
+    if math.isnan(interval.low):
+        return NO_INTERVAL
+    return "above" if interval.low > 0 else "below" if interval.high < 0 else "no difference seen to"
+
+
 def write_csv(path: Path, section: Section) -> None:
     """One line a row of the tables; accuracies and differences are shares, `settings` and seeds are JSON."""
     with path.open("w", newline="", encoding="utf-8") as file:

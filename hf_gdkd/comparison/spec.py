@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ KINDS_OF_VALUES = {
     **{"seeds": (list, "a list of numbers"), "trials": (int, "a number"), "tuning_seed": (int, "a number")},
     **dict.fromkeys(("dataset", "test_split", "remarks"), (str, "text")),
 }
+TEACHER_CACHES = ("new", "full")  # what a row may have: recorded in the run, or before
 SET_HERE = ("dataset", "train_split", "eval_split", "validation_rows", "seed", "teacher", "output_dir")
 
 
@@ -125,8 +127,22 @@ class Comparison:
         for settings in (self.training, *self.students.values(), *trials):
             if wrong := settings.keys() & set(SET_HERE):
                 raise InputError(f"{self.name}: {min(wrong)} cannot be set for single runs: remove it.")
-        for job in self.teachers() + self.tuning():
+            if (cache := settings.get("teacher_cache", "new")) not in TEACHER_CACHES:
+                raise InputError(f"{self.name}: teacher_cache is {cache!r}: write {' or '.join(TEACHER_CACHES)}.")
+        if self.cached and self.trials != 1:
+            raise InputError(
+                f"{self.name}: trials is {self.trials}, and with a teacher_cache nothing is tuned: write 1."
+            )
+        used = {trial.get("loss", row) for row, each in self.losses.items() for trial in each} if self.cached else set()
+        if missing := used - self.losses.keys():
+            raise InputError(f"{self.name}: losses lacks {min(missing)} with a live teacher, to compare with: add it.")
+        for job in self.teachers() + (self.tuning() or self.finals(self.seeds[:1])):
             parse(as_flags(job.flags))
+
+    @property
+    def cached(self) -> bool:
+        """Whether teachers' caches are compared, and not losses: then nothing is tuned, and no epoch is chosen."""
+        return any("teacher_cache" in trial for trials in self.losses.values() for trial in trials)
 
     def teachers(self) -> list[Job]:
         if isinstance(self.teacher, str):
@@ -140,7 +156,15 @@ class Comparison:
         flags |= self.validation | self.training | self.students[student] | settings
         if flags["loss"] != "ce":
             flags["teacher"] = [str(self.teachers()[0].folder) if self.teachers() else self.teacher]
+        if "teacher_cache" in flags:
+            flags["teacher_cache"] = [str(self._cache(flags, self.validation | self.training | self.students[student]))]
         return flags
+
+    def _cache(self, flags: Settings, shared: Settings) -> Path:
+        """The folder of the teacher's logits, the same for all rows whose images are the same."""
+        of = [flags["teacher"], flags["seed"], flags.get("cache_views"), shared]
+        digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+        return self.folder / "caches" / f"{flags.get('cache_views')}-views-seed{flags['seed']}-{digest[:8]}"
 
     def trials_of(self, student: str, row: str) -> list[Job]:
         folder, seed = self.folder / "tuning" / student / row, self.tuning_seed
@@ -148,6 +172,8 @@ class Comparison:
         return [Job("train", folder / describe(t), self._flags(student, row, t, seed) | ONCE) for t in trials]
 
     def tuning(self) -> list[Job]:
+        if self.cached:
+            return []
         return [job for student in self.students for row in self.losses for job in self.trials_of(student, row)]
 
     def chosen(self, student: str, row: str) -> Settings:
@@ -157,24 +183,26 @@ class Comparison:
 
     def tuned(self, student: str, row: str) -> dict[str, Settings]:
         """The settings to train with every seed, by the data set that they were tuned on."""
-        there = [other for other in self.others if student in other.students and row in other.losses]
+        tuned = [other for other in self.others if not (self.cached or other.cached)]
+        there = [other for other in tuned if student in other.students and row in other.losses]
         return {each.name: each.chosen(student, row) for each in (self, *there)}
 
     def final(self, student: str, row: str, settings: Settings, seed: int) -> Job:
         folder = self.folder / "final" / student / row / describe(settings) / f"seed{seed}"
-        return Job("train", folder, self._flags(student, row, settings, seed) | EVERY_EPOCH)
+        flags = self._flags(student, row, settings, seed) | (ONCE if self.cached else EVERY_EPOCH)
+        return Job("train", folder, flags)
 
     def seeds_of(self, tuned_on: str) -> list[int]:
         """The seeds that a setting is trained with."""
         return self.seeds if tuned_on == self.name or self.carried_seeds is None else self.carried_seeds
 
-    def finals(self) -> list[Job]:
+    def finals(self, seeds: Sequence[int] | None = None) -> list[Job]:
         """Seed by seed, so that a machine that grows busy slows all losses alike."""
         rows = [(student, row) for student in self.students for row in self.losses]
         tuned = [(*pair, *each) for pair in rows for each in self.tuned(*pair).items()]
         jobs = [
             self.final(student, row, settings, seed)
-            for seed in self.seeds
+            for seed in seeds or self.seeds
             for student, row, tuned_on, settings in tuned
             if seed in self.seeds_of(tuned_on)
         ]
@@ -185,6 +213,8 @@ class Comparison:
         return Job("peak", self.folder / "peak" / student / row, flags)
 
     def peaks(self) -> list[Job]:
+        if self.cached:
+            return []
         return [self.peak(student, row) for student in self.students for row in self.losses]
 
     def test(self, job: Job) -> Job:
@@ -221,7 +251,7 @@ class Comparison:
         teacher = [self.test(job).metrics()["last"] for job in self.teachers()]
         trials = [
             Trial(student, row, trial, job.metrics().get("top1"), trial == self.chosen(student, row))
-            for student in self.students
+            for student in (() if self.cached else self.students)
             for row in self.losses
             for trial, job in zip(self.losses[row], self.trials_of(student, row), strict=True)
         ]

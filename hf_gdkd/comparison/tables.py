@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,21 @@ from typing import Any
 
 import yaml
 
-from .results import RESULTS_FOLDER, Row, Section, Trial, draw, mean_and_deviation, paired, write_csv
+from .results import (
+    NO_INTERVAL,
+    RESULTS_FOLDER,
+    VERDICTS,
+    Row,
+    Section,
+    Trial,
+    draw,
+    mean_and_deviation,
+    paired,
+    verdict,
+    write_csv,
+)  # fmt: skip
 
 JUDGED = ("gdkd", "gdkd3")  # the losses that the sentences are about
-VERDICTS = ("above", "no difference seen to", "below")  # what a paired interval says
-NO_INTERVAL = "not compared with"  # fewer than two seeds that both have
 
 HOW_TO_READ = """\
 - Every loss had the same number of trials for every student, judged by one run each on rows that are no part of the
@@ -37,15 +47,23 @@ HOW_TO_READ = """\
 def write_report(
     path: Path, sections: Sequence[Section], command: Sequence[str], about: Mapping[str, Any], appendix: str = ""
 ) -> None:
-    """Write the report, `appendix` at its end, and a CSV and a picture a section in the folder `results` beside it."""
+    """Write the chapter Results of a report, `appendix` at its end; a CSV and a picture a section go to `results`."""
     (path.parent / RESULTS_FOLDER).mkdir(parents=True, exist_ok=True)
-    text = [f"# Results\n\nWritten by `{shlex.join(command)}`: {', '.join(f'{k} {v}' for k, v in about.items())}.\n"]
+    text = [f"Written by `{shlex.join(command)}`: {', '.join(f'{k} {v}' for k, v in about.items())}.\n"]
     text += [HOW_TO_READ, *summary(sections), ""]
     for section in sections:
         write_csv(path.parent / RESULTS_FOLDER / f"{section.name}.csv", section)
         draw(path.parent / RESULTS_FOLDER / f"{section.name}.png", section)
         text.append(as_markdown(section))
-    path.write_text("\n".join([*text, appendix]).rstrip() + "\n", encoding="utf-8")
+    write_chapter(path, "Results", "\n".join([*text, appendix]))
+
+
+def write_chapter(path: Path, title: str, text: str) -> None:
+    """Write a chapter into a report, in place of the one with its title or at the end; the others stay."""
+    report = path.read_text(encoding="utf-8") if path.is_file() else ""
+    chapters = {part.split("\n", 1)[0]: part.strip() for part in re.split("(?m)^(?=# )", report) if part.strip()}
+    chapters[f"# {title}"] = f"# {title}\n\n{text.strip()}"
+    path.write_text("\n\n".join(chapters.values()) + "\n", encoding="utf-8")
 
 
 def as_markdown(section: Section) -> str:
@@ -108,10 +126,9 @@ def summary(sections: Sequence[Section]) -> list[str]:
     for loss in losses:
         if _is_judged(next(rows[loss] for rows in tables if loss in rows)):
             pairs = {other: [(r[loss], r[other]) for r in tables if {loss, other} <= r.keys()] for other in losses}
-            counts = {other: Counter(_verdict(*pair) for pair in each) for other, each in pairs.items()}
+            counts = {other: Counter(verdict(*pair) for pair in each) for other, each in pairs.items()}
             cells = [
-                "-" if other == loss else " / ".join(str(counts[other][verdict]) for verdict in VERDICTS)
-                for other in losses
+                "-" if other == loss else " / ".join(str(counts[other][word]) for word in VERDICTS) for other in losses
             ]
             lines.append(f"| {loss} | {' | '.join(cells)} |")
     return lines
@@ -141,15 +158,15 @@ def findings(rows: Mapping[str, Row]) -> list[str]:
     """Sentences on one student: the highest row, and how each loss of `JUDGED` stands to every other row."""
     means = {loss: mean_and_deviation(row.last.values())[0] for loss, row in rows.items() if row.last}
     first = max(means, key=means.get)
-    close = [loss for loss in rows if loss != first and _verdict(rows[first], rows[loss]) == "no difference seen to"]
+    close = [loss for loss in rows if loss != first and verdict(rows[first], rows[loss]) == "no difference seen to"]
     to_others = f"; no difference was seen between it and {listed(close)}" if close else ", above all others"
     lines = [f"The highest mean is that of {first}{to_others}."]
     for loss, row in rows.items():
         if _is_judged(row):
-            verdicts: dict[str, list[str]] = {verdict: [] for verdict in (*VERDICTS, NO_INTERVAL)}
+            verdicts: dict[str, list[str]] = {word: [] for word in (*VERDICTS, NO_INTERVAL)}
             for other in rows.values():
                 if other is not row:
-                    verdicts[_verdict(row, other)].append(other.loss)
+                    verdicts[verdict(row, other)].append(other.loss)
             lines.append(
                 f"- {loss}: "
                 + "; ".join(f"{word} {listed(names)}" for word, names in verdicts.items() if names or word in VERDICTS)
@@ -162,13 +179,6 @@ def findings(rows: Mapping[str, Row]) -> list[str]:
 
 def _is_judged(row: Row) -> bool:
     return row.settings.get("loss", row.loss) in JUDGED
-
-
-def _verdict(row: Row, other: Row) -> str:
-    interval = paired(row.last, other.last)
-    if math.isnan(interval.low):
-        return NO_INTERVAL
-    return "above" if interval.low > 0 else "below" if interval.high < 0 else "no difference seen to"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -189,7 +199,7 @@ def carried(section: Section) -> list[str]:
     for row in rows:
         here = section.tuned_here(row.student)[row.loss]
         same = row.settings == here.settings
-        counts["the same as" if same else _verdict(row, here)] += 1
+        counts["the same as" if same else verdict(row, here)] += 1
         difference = "the same setting" if same else str(paired(row.last, here.last))
         cells = [row.student, row.loss, row.tuned_on, shown(row.settings), str(len(row.last)), percent(row.last)]
         cells.append(difference)
