@@ -11,7 +11,7 @@ A file whose rows have `teacher_cache: new` (recorded in the run) or `full` comp
 and the report has a chapter for it. A command writes the chapters that it has rows for; others in the file stay.
 
 Every run is one of `distill.py`. What is finished is not run again, so the same command goes on after an interruption.
-Runs go side by side, one a GPU; on a CPU, --workers at a time. `--repeat cnn gdkd` trains the teacher, ce and this one
+--workers runs go side by side on each GPU, or on the CPU. `--repeat cnn gdkd` trains the teacher, ce and this one
 row anew, with the settings that the report's CSV holds, and says whether their difference is in the reported interval.
 """
 
@@ -119,7 +119,7 @@ def _end_with_parent() -> None:
 
 
 class Workers:
-    """Processes that take jobs: one a GPU, or so many on a CPU; a single one is this process.
+    """Processes that take jobs: so many a GPU, or on a CPU; a single one is this process.
 
     Use it as a context manager.
     """
@@ -128,7 +128,8 @@ class Workers:
         gpus = [str(gpu) for gpu in range(torch.cuda.device_count())]
         if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
             gpus = visible.split(",")[: len(gpus)]
-        self.places = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{"OMP_NUM_THREADS": "1"}] * workers
+        threads = {"OMP_NUM_THREADS": "1"} if workers > 1 or not gpus else {}
+        self.places = [threads | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}) for gpu in gpus or [None]] * workers
         self.pools: list[ProcessPoolExecutor] = []
 
     def __enter__(self) -> Workers:
@@ -217,7 +218,8 @@ def repeat(comparison: Comparison, student: str, loss: str, report: Path, worker
     workers.run("training", [job for seeds in jobs.values() for job in seeds.values()])
     tests = {row: {seed: comparison.test(job) for seed, job in seeds.items()} for row, seeds in jobs.items()}
     workers.run("testing", [job for seeds in tests.values() for job in seeds.values()])
-    last = {row: {s: job.metrics()["last"]["top1"] for s, job in seeds.items()} for row, seeds in tests.items()}
+    key = comparison.metric
+    last = {row: {s: job.metrics()["last"][key] for s, job in seeds.items()} for row, seeds in tests.items()}
     difference, (low, high) = paired(last[loss], last["ce"]).mean, reported[loss]["to_ce"]
     print(f"{student}, {loss} less ce: {100 * difference:+.2f}; reported: {100 * low:+.2f} to {100 * high:+.2f}")
     if not low <= difference <= high:

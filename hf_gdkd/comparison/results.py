@@ -16,13 +16,14 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from ..errors import InputError
+from ..publishing.wording import CLASSIFICATION, WORDINGS, Wording
 
 RESULTS_FOLDER = "results"  # of the CSV files and pictures, beside the report
 
 
 @dataclass
 class Row:
-    """One student, loss and setting: top-1 (share) by seed, `last` epoch and `best`, and what a step costs."""
+    """One student, loss and setting: what is judged (a share) by seed, `last` epoch and `best`, and the cost."""
 
     dataset: str
     student: str
@@ -41,12 +42,12 @@ class Row:
 
 
 class Trial(NamedTuple):
-    """A setting that was tried in tuning: top-1 (share) on the held-out rows, None where it diverged."""
+    """A setting that was tried in tuning: what is judged (a share) on the held-out rows, None where it diverged."""
 
     student: str
     loss: str
     settings: Mapping[str, Any]
-    top1: float | None
+    score: float | None
     chosen: bool
 
 
@@ -61,6 +62,7 @@ class Section:
     teacher: Mapping[str, float] | None
     settings: Mapping[str, Any]
     remarks: str = ""
+    words: Wording = WORDINGS[CLASSIFICATION]
 
     def students(self) -> list[str]:
         return list(dict.fromkeys(row.student for row in self.rows))
@@ -183,7 +185,7 @@ def draw(path: Path, section: Section) -> None:
             axes.annotate(row.loss, (x[i], y[i]), (right, places[i]), va="center", arrowprops=line, fontsize=9)
         axes.set_xlim(right=right + 0.35 * (right - min(x)))
         axes.set(xlabel="ms a training step (median over seeds)", title=student)
-        axes.set_ylabel("top-1 of the last epoch, % (mean ± standard deviation)")
+        axes.set_ylabel(f"{section.words.judged_name} of the last epoch, % (mean ± standard deviation)")
         axes.grid(alpha=0.3)
     figure.suptitle(section.name)
     figure.savefig(path, dpi=120)

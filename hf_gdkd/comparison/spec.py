@@ -15,6 +15,7 @@ import yaml
 from ..commands.arguments.parsing import parse
 from ..commands.arguments.settings_file import as_flags
 from ..errors import InputError, first_sentence
+from ..publishing.wording import CLASSIFICATION, WORDINGS
 from .results import Row, Section, Trial
 
 Settings = dict[str, Any]  # of runs, by the names of distill.py's flags
@@ -22,16 +23,15 @@ Metrics = dict[str, Any]  # what came out of a run, as its metrics.json holds it
 ALWAYS: Settings = {"student_init": "random", "disable_tqdm": True, "overwrite": True}
 ONCE: Settings = {"eval_strategy": "no", "save_strategy": "no"}
 EVERY_EPOCH: Settings = {  # the output folder then holds the last epoch, its only checkpoint the best
-    **{"eval_strategy": "epoch", "save_strategy": "best", "metric_for_best_model": "top1"},
-    **{"save_only_model": True, "save_total_limit": 1},
+    **{"eval_strategy": "epoch", "save_strategy": "best", "save_only_model": True, "save_total_limit": 1},
 }
 KINDS_OF_VALUES = {
     **dict.fromkeys(("students", "losses", "validation", "training"), (dict, "a mapping")),
     **{"seeds": (list, "a list of numbers"), "trials": (int, "a number"), "tuning_seed": (int, "a number")},
-    **dict.fromkeys(("dataset", "test_split", "remarks"), (str, "text")),
+    **dict.fromkeys(("dataset", "task", "test_split", "remarks"), (str, "text")),
 }
 TEACHER_CACHES = ("new", "full")  # what a row may have: recorded in the run, or before
-SET_HERE = ("dataset", "train_split", "eval_split", "validation_rows", "seed", "teacher", "output_dir")
+SET_HERE = ("dataset", "task", "train_split", "eval_split", "validation_rows", "seed", "teacher", "output_dir")
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Comparison:
     training: Settings = field(default_factory=dict)  # of all students
     carried_seeds: list[int] | None = None  # of the settings that were tuned on other data sets; None: all seeds
     remarks: str = ""  # for the report, on what it shows
+    task: str = CLASSIFICATION
     others: list[Comparison] = field(default_factory=list)  # whose tuned settings are tried here too
 
     @classmethod
@@ -89,7 +90,7 @@ class Comparison:
         if not isinstance(spec, dict):
             raise InputError(f"{path} is not a comparison: write a mapping with the keys {', '.join(sorted(keys))}.")
         for what, names in (
-            ("lacks", keys - {"training", "carried_seeds", "remarks"} - set(spec)),
+            ("lacks", keys - {"training", "carried_seeds", "remarks", "task"} - set(spec)),
             ("has an unknown key", set(spec) - keys),
         ):
             if names:
@@ -111,6 +112,8 @@ class Comparison:
                     f"{self.name}: {row} has {len(trials)} trials, and trials is {self.trials}: list as many "
                     "for every loss."
                 )
+        if self.task not in WORDINGS:
+            raise InputError(f"{self.name}: task is {self.task!r}: write {' or '.join(WORDINGS)}.")
         if missing := {"ce", "kd"} - self.losses.keys():
             raise InputError(f"{self.name}: losses lacks {min(missing)}, with which the others are compared: add it.")
         trained = {"teacher": self.teacher} if isinstance(self.teacher, dict) else {}
@@ -140,6 +143,11 @@ class Comparison:
             parse(as_flags(job.flags))
 
     @property
+    def metric(self) -> str:
+        """The key of what is compared, in what a run measures."""
+        return WORDINGS[self.task].judged
+
+    @property
     def cached(self) -> bool:
         """Whether teachers' caches are compared, and not losses: then nothing is tuned, and no epoch is chosen."""
         return any("teacher_cache" in trial for trials in self.losses.values() for trial in trials)
@@ -147,12 +155,16 @@ class Comparison:
     def teachers(self) -> list[Job]:
         if isinstance(self.teacher, str):
             return []
-        flags = ALWAYS | ONCE | {"loss": "ce", "dataset": self.dataset} | self.teacher
+        flags = self._always() | ONCE | {"loss": "ce"} | self.teacher
         digest = hashlib.sha256(json.dumps(flags, sort_keys=True).encode()).hexdigest()
         return [Job("train", self.folder / f"teacher-{digest[:8]}", flags)]  # students of another one are trained anew
 
+    def _always(self) -> Settings:
+        task = {} if self.task == CLASSIFICATION else {"task": self.task}  # the default is no part of what was run
+        return ALWAYS | {"dataset": self.dataset} | task
+
     def _flags(self, student: str, row: str, settings: Settings, seed: int) -> Settings:
-        flags = ALWAYS | {"dataset": self.dataset, "seed": seed, "loss": row}
+        flags = self._always() | {"seed": seed, "loss": row}
         flags |= self.validation | self.training | self.students[student] | settings
         if flags["loss"] != "ce":
             flags["teacher"] = [str(self.teachers()[0].folder) if self.teachers() else self.teacher]
@@ -178,18 +190,19 @@ class Comparison:
 
     def chosen(self, student: str, row: str) -> Settings:
         """The trial that was best on the validation rows; the first of several."""
-        scores = [job.metrics().get("top1", -1.0) for job in self.trials_of(student, row)]
+        scores = [job.metrics().get(self.metric, -1.0) for job in self.trials_of(student, row)]
         return self.losses[row][scores.index(max(scores))]
 
     def tuned(self, student: str, row: str) -> dict[str, Settings]:
         """The settings to train with every seed, by the data set that they were tuned on."""
-        tuned = [other for other in self.others if not (self.cached or other.cached)]
+        tuned = [other for other in self.others if other.task == self.task and not (self.cached or other.cached)]
         there = [other for other in tuned if student in other.students and row in other.losses]
         return {each.name: each.chosen(student, row) for each in (self, *there)}
 
     def final(self, student: str, row: str, settings: Settings, seed: int) -> Job:
         folder = self.folder / "final" / student / row / describe(settings) / f"seed{seed}"
-        flags = self._flags(student, row, settings, seed) | (ONCE if self.cached else EVERY_EPOCH)
+        when = ONCE if self.cached else EVERY_EPOCH | {"metric_for_best_model": self.metric}
+        flags = self._flags(student, row, settings, seed) | when
         return Job("train", folder, flags)
 
     def seeds_of(self, tuned_on: str) -> list[int]:
@@ -239,8 +252,8 @@ class Comparison:
         tested = {seed: self.test(jobs[seed]).metrics() for seed in metrics}
         return Row(
             dataset=self.name, student=student, loss=row, tuned_on=tuned_on, settings=settings,
-            last={seed: numbers["last"]["top1"] for seed, numbers in tested.items()},
-            best={seed: numbers["best"]["top1"] for seed, numbers in tested.items()},
+            last={seed: numbers["last"][self.metric] for seed, numbers in tested.items()},
+            best={seed: numbers["best"][self.metric] for seed, numbers in tested.items()},
             ms_per_step=[numbers["ms_per_step"] for numbers in metrics.values()],
             extra_parameters=max((numbers["extra_parameters"] for numbers in metrics.values()), default=0),
             peak_mb=self.peak(student, row).metrics().get("peak_mb"),
@@ -250,7 +263,7 @@ class Comparison:
         about = Path(self.dataset, "about.md")
         teacher = [self.test(job).metrics()["last"] for job in self.teachers()]
         trials = [
-            Trial(student, row, trial, job.metrics().get("top1"), trial == self.chosen(student, row))
+            Trial(student, row, trial, job.metrics().get(self.metric), trial == self.chosen(student, row))
             for student in (() if self.cached else self.students)
             for row in self.losses
             for trial, job in zip(self.losses[row], self.trials_of(student, row), strict=True)
@@ -258,7 +271,7 @@ class Comparison:
         return Section(
             self.name, about.read_text(encoding="utf-8") if about.is_file() else self.dataset, self.rows(), trials,
             teacher[0] if teacher else None, {"validation": self.validation, "training": self.training} | self.students,
-            self.remarks,
+            self.remarks, WORDINGS[self.task],
         )  # fmt: skip
 
 

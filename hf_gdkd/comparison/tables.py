@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from ..publishing.wording import CLASSIFICATION, SEGMENTATION, WORDINGS
+from ..training.run_files import JUDGED as METRICS
 from .results import (
     NO_INTERVAL,
     RESULTS_FOLDER,
@@ -25,6 +27,7 @@ from .results import (
     write_csv,
 )  # fmt: skip
 
+CHAPTERS = {CLASSIFICATION: "Results", SEGMENTATION: "Results: semantic segmentation"}  # of a report
 JUDGED = ("gdkd", "gdkd3")  # the losses that the sentences are about
 
 HOW_TO_READ = """\
@@ -34,7 +37,7 @@ HOW_TO_READ = """\
   their order, the first weights and the augmentation. The test split was read once, when all runs had ended.
 - *Settings tuned elsewhere* are those that were best on another data set, trained here as they are.
 - *Last* is the last epoch. *Best* is the epoch that was best on the held-out rows: it was not chosen by the test split,
-  as best epochs in the literature mostly are. Both are top-1 accuracy in %, mean ± standard deviation over seeds.
+  as best epochs in the literature mostly are. Both are {metric} in %, mean ± standard deviation over seeds.
 - *To ce* and *to kd* are the mean differences of the last epoch to these rows, with their 95 % interval, paired by
   seed (Student's t, one degree of freedom less than seeds). Where it holds 0, no difference was seen. About one in
   twenty of such intervals misses by chance.
@@ -47,15 +50,26 @@ HOW_TO_READ = """\
 def write_report(
     path: Path, sections: Sequence[Section], command: Sequence[str], about: Mapping[str, Any], appendix: str = ""
 ) -> None:
-    """Write the chapter Results of a report, `appendix` at its end; a CSV and a picture a section go to `results`."""
+    """Write the chapters of results of a report, one for each task; a CSV and a picture a section go to `results`.
+
+    `appendix` is the end of the chapter on classification.
+    """
+    for task, title in CHAPTERS.items():
+        if of_task := [section for section in sections if section.words is WORDINGS[task]]:
+            _write_chapter_of(path, title, of_task, command, about, appendix if task == CLASSIFICATION else "")
+
+
+def _write_chapter_of(
+    path: Path, title: str, sections: Sequence[Section], command: Sequence[str], about: Mapping[str, Any], appendix: str
+) -> None:
     (path.parent / RESULTS_FOLDER).mkdir(parents=True, exist_ok=True)
     text = [f"Written by `{shlex.join(command)}`: {', '.join(f'{k} {v}' for k, v in about.items())}.\n"]
-    text += [HOW_TO_READ, *summary(sections), ""]
+    text += [HOW_TO_READ.format(metric=METRICS[sections[0].words.judged]), *summary(sections), ""]
     for section in sections:
         write_csv(path.parent / RESULTS_FOLDER / f"{section.name}.csv", section)
         draw(path.parent / RESULTS_FOLDER / f"{section.name}.png", section)
         text.append(as_markdown(section))
-    write_chapter(path, "Results", "\n".join([*text, appendix]))
+    write_chapter(path, title, "\n".join([*text, appendix]))
 
 
 def write_chapter(path: Path, title: str, text: str) -> None:
@@ -70,9 +84,10 @@ def as_markdown(section: Section) -> str:
     """The section of one data set."""
     lines = [f"## {section.name}\n", section.about.strip()]
     if section.teacher:
-        size, top1 = section.teacher["parameters"], 100 * section.teacher["top1"]
-        lines.append(f"\nThe teacher ({size:,} parameters) has {top1:.2f} % on the test split.")
-    lines.append(f"\n![accuracy against time a step]({RESULTS_FOLDER}/{section.name}.png)")
+        size, share = section.teacher["parameters"], 100 * section.teacher[section.words.judged]
+        name = METRICS[section.words.judged]
+        lines.append(f"\nThe teacher ({size:,} parameters) has {share:.2f} % ({name}) on the test split.")
+    lines.append(f"\n![{section.words.judged_name} against time a step]({RESULTS_FOLDER}/{section.name}.png)")
     for student in section.students():
         rows = section.tuned_here(student)
         lines += [
@@ -90,8 +105,8 @@ def as_markdown(section: Section) -> str:
         lines += [f"\n### Remarks on {section.name}\n", section.remarks.strip()]
     lines += ["\n<details><summary>Every trial, and the settings that all share</summary>\n"]
     lines += ["| student | loss | setting | held-out rows, % | |", "|---|---|---|---|---|"]
-    for student, loss, settings, top1, chosen in section.trials:
-        score = "diverged" if top1 is None else f"{100 * top1:.2f}"
+    for student, loss, settings, share, chosen in section.trials:
+        score = "diverged" if share is None else f"{100 * share:.2f}"
         lines.append(f"| {student} | {loss} | {shown(settings)} | {score} | {'chosen' if chosen else ''} |")
     shared = yaml.safe_dump(dict(section.settings), sort_keys=False, default_flow_style=None, width=110)
     return "\n".join([*lines, f"\n```yaml\n{shared}```\n</details>\n"])
@@ -138,15 +153,15 @@ def tuning(trials: Sequence[Trial]) -> str:
     """A sentence on one student: how much a loss's options matter on the held-out rows, and how much the loss."""
     scores: dict[str, list[float]] = {}
     for trial in trials:
-        if trial.top1 is not None:
-            scores.setdefault(trial.loss, []).append(100 * trial.top1)
+        if trial.score is not None:
+            scores.setdefault(trial.loss, []).append(100 * trial.score)
     if not scores:
         return ""
     range_of = {loss: max(values) - min(values) for loss, values in scores.items()}
     widest = max(range_of, key=range_of.get)
     best = sorted((max(values), loss) for loss, values in scores.items())
     low, high = best[0], best[-1]
-    diverged = sum(trial.top1 is None for trial in trials)
+    diverged = sum(trial.score is None for trial in trials)
     return (
         f"On the held-out rows the trials of one loss lie up to {range_of[widest]:.2f} points apart ({widest}), the "
         f"best of each row {high[0] - low[0]:.2f} ({low[1]} {low[0]:.2f}, {high[1]} {high[0]:.2f})."

@@ -23,7 +23,7 @@ from ..models.cifar.modeling import CifarConfig
 from ..models.names import resolve_name
 from ..training.config import GDKDConfig
 from ..training.run_files import CARD, SEGMENTATION_PICTURE, replacing
-from .wording import WORDINGS
+from .wording import CLASSIFICATION, WORDINGS
 
 WEIGHTS = ("w0", "w1", "w2", "alpha", "beta", "gamma", "distance_weight", "angle_weight")
 PACKAGES = ("hf_gdkd", "torch", "transformers", "datasets", "timm")
@@ -42,7 +42,7 @@ class Origin:
     command: str = ""  # what started the run
     local_flags: Sequence[str] = ()  # those that name files or folders here, which others do not have
     label_free: bool = False  # whether the labels were the teacher's classes
-    task: str = "image-classification"  # of `WORDINGS`
+    task: str = CLASSIFICATION
 
 
 def write_card(

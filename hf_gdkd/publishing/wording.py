@@ -25,8 +25,9 @@ class Wording:
     notes: str = ""
 
 
+CLASSIFICATION, SEGMENTATION = "image-classification", "semantic-segmentation"
 WORDINGS = {
-    "image-classification": Wording(
+    CLASSIFICATION: Wording(
         pipeline="image-classification",
         model="image classifier",
         use="classify",
@@ -44,7 +45,7 @@ WORDINGS = {
         notes="NLL is the negative log-likelihood of the labels, ECE the expected calibration error (15 bins, from 0 "
         "to 1).",
     ),
-    "semantic-segmentation": Wording(
+    SEGMENTATION: Wording(
         pipeline="image-segmentation",
         model="semantic segmentation model",
         use="segment",

@@ -233,7 +233,7 @@ def test_the_report(runs, call, tmp_path):
     call("a.yaml", "b.yaml")
     text = (tmp_path / "RESULTS.md").read_text()
     for line in (
-        "The teacher (12 parameters) has 70.00 % on the test split.",
+        "The teacher (12 parameters) has 70.00 % (top-1 accuracy) on the test split.",
         "| gdkd | k 3 | 74.10 ± 0.10 | 75.10 ± 0.10 | +4.00 [+4.00, +4.00] | +2.00 [+2.00, +2.00] | 4.0 | 7 |",
         "- gdkd: above ce, kd, kd standardized; no difference seen to none; below none.",
         "| cnn | gdkd | b | k 5 | 3 | 70.10 ± 0.10 | -4.00 [-4.00, -4.00] |",
