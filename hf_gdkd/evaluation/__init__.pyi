@@ -10,3 +10,6 @@ from .metrics import compute_metrics as compute_metrics
 from .segmentation import ConfusionMatrix as ConfusionMatrix
 from .segmentation import SegmentationMetrics as SegmentationMetrics
 from .segmentation import segmentation_metrics as segmentation_metrics
+from .segmentation_measurement import Segmenter as Segmenter
+from .segmentation_measurement import measure_segmenters as measure_segmenters
+from .segmentation_pictures import draw_segmentation as draw_segmentation

@@ -11,18 +11,21 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import EvalPrediction
 
+from ..data.masks import IGNORE
 from ..errors import InputError
 
-IGNORE = 255
+
+def resized(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits (N, C, h, w) resized bilinearly to `size` (H, W): (N, C, H, W) in float32."""
+    return F.interpolate(logits.float(), tuple(size), mode="bilinear", align_corners=False)
 
 
 def predicted_classes(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """The class of every pixel (N, H, W), int64: logits (N, C, h, w), resized bilinearly to `size` (H, W), argmax.
+    """The class of every pixel (N, H, W), int64, of logits (N, C, h, w) that are resized to `size` (H, W).
 
     One image is resized at a time: more than one image's logits at full size are never held.
     """
-    resized = (F.interpolate(each[None].float(), tuple(size), mode="bilinear", align_corners=False) for each in logits)
-    return torch.cat([each.argmax(1) for each in resized])
+    return torch.cat([resized(each[None], size).argmax(1) for each in logits])
 
 
 def pixel_counts(predicted: Tensor, labels: Tensor, num_classes: int, ignore_index: int = IGNORE) -> Tensor:

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from sklearn.metrics import confusion_matrix, jaccard_score
 from transformers import EvalPrediction
 
+from hf_gdkd.data.masks import IGNORE
 from hf_gdkd.errors import InputError
 from hf_gdkd.evaluation.segmentation import (
-    IGNORE,
     ConfusionMatrix,
     SegmentationMetrics,
     pixel_counts,
