@@ -53,4 +53,4 @@ docs: setup
 
 # For a machine with a GPU and without the Internet: nothing is installed
 gpu:
-	$(or $(wildcard $(BIN)/python),$(PYTHON)) tests/gpu/report.py --output BENCHMARKS.md
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) tests/gpu/report.py

@@ -1,79 +1,72 @@
-"""Run the tests that need a GPU, and the benchmarks, and write what was seen to a page.
+"""Run the benchmark on a GPU and the tests that need one, and write what was seen to BENCHMARKS.md.
 
-    python tests/gpu/report.py --output BENCHMARKS.md
+    python tests/gpu/report.py                                        # about 8 minutes
+    python tests/gpu/report.py --folder OUT --seconds 240             # elsewhere, and shorter
 
-Nothing is downloaded. The page is written whatever fails, and the exit code is 1 where something did.
+Nothing is downloaded or installed. Every figure and every test's result is written as soon as it is known, so that a
+run that is cut off keeps what it had. The exit code is 1 where something failed, or found no time.
 """
 
 import argparse
-import datetime
 import os
-import platform
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
-import torch
-
-ROOT = Path(__file__).parents[2]
-COMMANDS = {
-    "Tests": "-m pytest tests/gpu -m gpu -rA --tb=short -q --color=no",
-    "Losses": "scripts/benchmark_losses.py",
-    "Trainer": "scripts/benchmark_trainer.py",
-}
-KEPT = ("PASSED", "FAILED", "ERROR", "SKIPPED", "E  ")  # of what pytest prints
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = "-m pytest tests/gpu -m gpu -n 6 -v --tb=short --color=no --durations=10 -o console_output_style=classic"
+FIGURES_SHARE = 0.65  # of the time
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=ROOT / "BENCHMARKS.md", help="page to write")
-    options = parser.parse_args(argv)
-    parts, failed = [heading()], []
-    for title, command in COMMANDS.items():
-        print(f"{title}: python {command}", flush=True)
-        start = time.perf_counter()
-        code, said = run(command.split())
-        failed += [title] if code else []
-        result = f"exit code {code}, {time.perf_counter() - start:.0f} s"
-        parts.append(f"## {title}\n\n`python {command}`: {result}\n\n```text\n{shortened(title, said)}\n```\n")
-        print(result, flush=True)
-    options.output.write_text("\n".join(parts), encoding="utf-8")
-    print(f"written to {options.output}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks", help="for gpu.csv and what was printed")
+    parser.add_argument("--page", type=Path, default=ROOT / "BENCHMARKS.md", help="page to write")
+    parser.add_argument("--seconds", type=float, default=480, help="at most, all in all")
+    parser.add_argument("--tiny", action="store_true", help="try the code: figures that mean nothing, on a CPU too")
+    args = parser.parse_args(argv)
+    folder, end, failed = args.folder.resolve(), time.monotonic() + args.seconds, []
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds = args.seconds * FIGURES_SHARE
+    figures = f"scripts/benchmark.py gpu --folder {folder} --seconds {seconds} {'--tiny' if args.tiny else ''}"
+    for name, command, limit in (("figures", figures, seconds + 15), ("tests", TESTS, args.seconds)):
+        start = time.monotonic()
+        code = run(command.split(), folder / f"gpu_{name}.log", min(limit, end - start))
+        failed += [name] if code else []
+        print(f"{name}: exit code {code}, {time.monotonic() - start:.0f} s", flush=True)
+    page = f"scripts/benchmark.py page --folder {folder} --page {args.page.resolve()}"
+    failed += ["page"] if run(page.split(), folder / "gpu_page.log", 60) else []
+    print(f"failed: {', '.join(failed)}" if failed else "nothing failed")
     return 1 if failed else 0
 
 
-def run(words: list[str]) -> tuple[int, str]:
-    """The exit code of a Python command in the repository, and what it printed; on failure also its errors."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {"CUDA_VISIBLE_DEVICES": "0", **os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, text=True, capture_output=True)
-    return done.returncode, done.stdout + (done.stderr[-5000:] if done.returncode else "")
+def run(words: list[str], log: Path, seconds: float) -> int:
+    """The exit code of a Python command in the repository, whose output goes to a file; 124 where it took too long."""
+    with tempfile.TemporaryDirectory() as site, log.open("w") as file:
+        link_package(Path(site))
+        path = os.pathsep.join([site, *filter(None, [os.environ.get("PYTHONPATH")])])
+        env = {"CUDA_VISIBLE_DEVICES": "0", **os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+        env |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            [sys.executable, *words], cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return 124
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)  # also the processes that it started
 
 
-def shortened(title: str, said: str) -> str:
-    """Of the tests the line of each and the errors; of the benchmarks everything."""
-    lines = said.strip().splitlines()
-    if title != "Tests":
-        return "\n".join(lines)
-    return "\n".join([line for line in lines[:-1] if line.startswith(KEPT)] + lines[-1:])
-
-
-def heading() -> str:
-    """When, on what, with what."""
-    gpu = torch.cuda.is_available()
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    about = {
-        "date": datetime.date.today().isoformat(),
-        "commit": git.stdout.strip() or "unknown",
-        "GPU": f"{torch.cuda.get_device_name()} ({torch.cuda.device_count()})"
-        if gpu
-        else "none: the tests are skipped",
-        "torch": f"{torch.__version__}, CUDA {torch.version.cuda}",
-        "Python": platform.python_version(),
-    }
-    rows = "\n".join(f"| {key} | {value} |" for key, value in about.items())
-    return f"# Benchmarks and tests on a GPU\n\nWritten by `make gpu`.\n\n| | |\n|---|---|\n{rows}\n"
+def link_package(site: Path) -> None:
+    """Put together hf_gdkd as it would be installed: its scripts and cards are other folders of the repository."""
+    (site / "hf_gdkd").mkdir()
+    for path in (*(ROOT / "hf_gdkd").iterdir(), ROOT / "scripts", ROOT / "model_cards"):
+        (site / "hf_gdkd" / path.name).symlink_to(path)
 
 
 if __name__ == "__main__":
