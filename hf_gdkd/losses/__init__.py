@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import InputError
 from .base import DistillationLoss
+from .channelwise import CWDFeaturesLoss, CWDLoss
 from .decoupled import DKDLoss, GDKD3Loss, GDKDLoss
 from .features import ATLoss, CRDLoss, FeatureLoss, Features, FitNetLoss, RKDLoss
 from .kd import KDLoss
@@ -18,6 +19,8 @@ __all__ = [
     "LOSSES",
     "ATLoss",
     "CRDLoss",
+    "CWDFeaturesLoss",
+    "CWDLoss",
     "DISTLoss",
     "DKDLoss",
     "DecoupledTerms",
@@ -44,6 +47,7 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "gdkd3": GDKD3Loss,
     "dist": DISTLoss,
     "mlkd": MLKDLoss,
+    "cwd": CWDLoss,
 }
 """Name to class of the losses on logits; `register_loss` adds to it."""
 
@@ -53,6 +57,7 @@ FEATURE_LOSSES: dict[str, type[FeatureLoss]] = {
     "rkd": RKDLoss,
     "crd": CRDLoss,
     "reviewkd": ReviewKDLoss,
+    "cwd_features": CWDFeaturesLoss,
 }
 """Name to class of the losses on hidden features, for `build_loss` too."""
 

@@ -52,6 +52,11 @@ class DistillationLoss(nn.Module):
         self.dim = dim
         self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
 
+    @property
+    def couples_samples(self) -> bool:
+        """Whether one sample's value depends on the others: what does not count is then taken out of the batch."""
+        return self.per_batch
+
     def extra_repr(self) -> str:
         """The options, defaults included; those left unset without a default are left out."""
         defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}

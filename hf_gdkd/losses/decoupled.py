@@ -92,6 +92,10 @@ class GDKDLoss(DistillationLoss):
         if class_k is not None and (k, threshold) != (None, None):
             raise InputError("class_k says how many classes are in the top group: leave k and threshold out.")
 
+    @property
+    def couples_samples(self) -> bool:
+        return "intra" in self.weights
+
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         groups = self.top_group(teacher, labels)
         high, low, log_mass = two_level_terms(student, teacher, groups, self.temperature, self.kl, self.standardize)

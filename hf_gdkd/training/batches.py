@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers.trainer_utils import has_length
 from ..data.streaming import AugmentedStream
 from ..errors import InputError
 from .checkpoint_trainer import CheckpointTrainer
+from .label_maps import StepSize, ignore_index_of
 
 COLUMNS = ("pixel_values", "labels", "label", "label_ids", "sample_id")
 
@@ -27,6 +29,15 @@ class BatchTrainer(CheckpointTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """As Trainer's, unless the data set has a sampler of its own, as `Augmented` has for repeated augmentation."""
         return getattr(self.train_dataset, "sampler", None) or super()._get_train_sampler(train_dataset)
+
+    def get_batch_samples(self, *args: Any) -> tuple[list, StepSize | int]:
+        """As LoaderTrainer's; where labels are maps, the pixels that count take the place of the number of images."""
+        batches, images = super().get_batch_samples(*args)
+        return batches, self.step_size(batches, images)
+
+    def step_size(self, batches: Sequence[Mapping[str, Any]], images: int) -> StepSize | int:
+        """What compute_loss averages over in a step of these micro-batches, of `images` in all processes."""
+        return StepSize.of_batches(batches, images, ignore_index_of(self.model), self.accelerator)
 
     def _make_train_dataloader(self) -> DataLoader:
         """As Trainer's, or a stream's own; its workers are seeded by the epoch, not by training's random numbers."""

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
 from ..errors import InputError
-from ..losses import DistillationLoss, build_loss
+from ..losses import DistillationLoss, FeatureLoss, build_loss
 from .allowed_values import check_ranges
 from .library_errors import naming_arguments
 from .options import HUB_STRATEGIES, LOSS_OPTIONS, LOSS_WEIGHTS, TEACHER_DTYPES, DistillationOptions
@@ -51,7 +51,7 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
                 f"hub_strategy is {str(self.hub_strategy)!r}: choose one of {', '.join(HUB_STRATEGIES)}; "
                 "checkpoints are not pushed, because they hold pickles."
             )
-        self.build_loss()
+        self._check_elements(self.build_loss())
         workers_unset = self.dataloader_num_workers is None  # TrainingArguments compares it with numbers
         self.dataloader_num_workers = 1 if workers_unset else self.dataloader_num_workers
         with naming_arguments(self):
@@ -82,6 +82,13 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
                     f"of {self.world_size}, or leave split_batches out."
                 )
 
+    def _check_elements(self, loss: DistillationLoss | None) -> None:
+        """Refuse what is about single pixels, or images, where the loss does not compare logits one by one."""
+        whole = loss is None or isinstance(loss, FeatureLoss)
+        for name, applies in (("resize_logits", not whole), ("ignore_incorrect", not whole and self.loss != "cwd")):
+            if getattr(self, name) and not applies:
+                raise InputError(f"{name} has no effect with loss {self.loss}: leave it out, or choose another loss.")
+
     def _load_models_whole(self) -> None:
         """On every process, so that a head can be fitted and a teacher checked: ZeRO-3 and FSDP may ask for less."""
         if self.fsdp_plugin_args is not None:
@@ -105,7 +112,9 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
         """
         options = self.set_loss_options()
         if self.loss != "ce":
-            return build_loss(self.loss, **options)
+            loss = build_loss(self.loss, **options)
+            loss.dim = 1  # in logits (N, C) as in those of maps, (N, C, h, w)
+            return loss
         if options:
             raise InputError(
                 f"loss ce takes no option, given {', '.join(options)}: leave them out or choose another loss."

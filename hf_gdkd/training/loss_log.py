@@ -18,10 +18,10 @@ class LossLog:
     """
 
     def __init__(self) -> None:
-        self._totals: dict[tuple[str, ...], tuple[Tensor, int]] = {}
+        self._totals: dict[tuple[str, ...], tuple[Tensor, int | Tensor]] = {}
 
-    def add(self, names: Sequence[str], sums: Tensor, samples: int) -> None:
-        """Take a micro-batch's terms [terms], by name, summed over its samples."""
+    def add(self, names: Sequence[str], sums: Tensor, samples: int | Tensor) -> None:
+        """Take a micro-batch's terms [terms], by name, summed over its samples, and the number of these."""
         total, count = self._totals.get(tuple(names), (0, 0))
         self._totals[tuple(names)] = total + sums, count + samples
 
@@ -29,9 +29,11 @@ class LossLog:
         """The means over all processes' samples since the last call; empty when there were none."""
         totals, counts = Counter(), Counter()
         for names, (sums, count) in self._totals.items():
-            *values, samples = accelerator.reduce(torch.cat([sums, sums.new_tensor([count])]), "sum").tolist()
+            *values, samples = accelerator.reduce(
+                torch.cat([sums, torch.as_tensor(count).to(sums).reshape(1)]), "sum"
+            ).tolist()
             for name, value in zip(names, values, strict=True):
                 totals[name] += value
                 counts[name] += samples
         self._totals = {}
-        return {name: total / counts[name] for name, total in totals.items()}
+        return {name: total / max(counts[name], 1) for name, total in totals.items()}

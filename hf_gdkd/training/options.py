@@ -19,6 +19,8 @@ LOSS_WEIGHTS = {
     "fitnet": (1.0, 100.0),
     "at": (1.0, 1000.0),
     "crd": (1.0, 0.8),
+    "cwd": (1.0, 3.0),
+    "cwd_features": (1.0, 50.0),
 }
 
 LOSS_OPTIONS = (
@@ -58,7 +60,7 @@ class LossOptions:
 
     loss: str = _option(
         "gdkd",
-        "gdkd, gdkd3, dkd, kd, dist, mlkd, fitnet, at, rkd, crd, reviewkd; ce: no teacher. See `hf-gdkd losses`.",
+        "gdkd, gdkd3, dkd, kd, dist, mlkd, cwd, fitnet, at, rkd, crd, ...; ce: no teacher. See `hf-gdkd losses`.",
     )
     temperature: float | None = _option(None, "Temperature T > 0 of both softmaxes (crd: of the similarities).")
     temperatures: list[float] | None = _option(None, "Temperatures that mlkd sums over.")
@@ -85,9 +87,9 @@ class LossOptions:
     student_layers: list[str] | None = _option(
         None,
         "Modules of the student whose outputs are compared, from shallow to deep, instead of its stages (fitnet, at, "
-        "reviewkd).",
+        "reviewkd, cwd_features).",
     )
-    teacher_layers: list[str] | None = _option(None, "Modules of the teacher, likewise (fitnet, at, reviewkd).")
+    teacher_layers: list[str] | None = _option(None, "Modules of the teacher, likewise.")
     distance_weight: float | None = _option(None, "Weight of the distances between samples (rkd).")
     angle_weight: float | None = _option(None, "Weight of the angles between samples (rkd).")
     embedding_size: int | None = _option(None, "Size of the space in which student and teacher are compared (crd).")
@@ -95,6 +97,14 @@ class LossOptions:
     kd_weight: float | None = _option(None, "Weight of the distillation loss; unset: the loss's own.")
     class_weights: list[float] | None = _option(
         None, "Weight of each class in the cross-entropy, which stays a mean over samples; unset: 1."
+    )
+    ignore_incorrect: bool = _option(
+        False,
+        "Distil only where the teacher is right: elsewhere the distillation loss is 0, and the cross-entropy stays.",
+    )
+    resize_logits: bool = _option(
+        False,
+        "Distil at the resolution of the label maps, the logits resized, instead of that of the student's logits.",
     )
     kd_warmup_epochs: float = _option(0.0, "Epochs over which the weight of the distillation grows from 0.")
     kd_skip_epochs: float = _option(0.0, "Epochs without distillation before that growth begins.")

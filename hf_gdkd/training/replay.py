@@ -37,10 +37,11 @@ def repeat_step(trainer: GDKDTrainer, checkpoint: str) -> dict[str, Any]:
     trainer.finite.forget()
     trainer.is_in_train = True
     model = trainer.accelerator.prepare_model(trainer.model)  # its precision
+    size = trainer.step_size([batch for part in parts for batch in part.batches], parts[0].samples)
     for part in parts:
         set_random_state(trainer.args.device, part.random)
         for batch in part.batches:
-            trainer.training_step(model, batch, part.samples)
+            trainer.training_step(model, batch, size)
     scaler = getattr(trainer.accelerator, "scaler", None)
     scale = scaler.get_scale() if scaler is not None else 1.0
     named = [*trainer.model.named_parameters(), *trainer.projections.named_parameters()]

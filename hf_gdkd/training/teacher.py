@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..models.class_matching import match_labels
 from ..models.heads import class_names
 from ..models.loading import load_processor, load_teacher
+from .label_maps import logits_at
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ class Teacher:
         with nullcontext() if self.dtype is None else torch.autocast(pixels.device.type, enabled=False):
             logits = logits_of(self.model(pixels.to(parameter.dtype)))
         if self.columns is not None:
-            logits = logits.index_select(-1, self.columns)
+            logits = logits.index_select(1, self.columns)
         if not self._checked:
             self._check(logits)
         return logits
@@ -236,6 +237,8 @@ class Teacher:
 def mean_prediction(logits: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
     """The logarithm of the weighted mean of the probabilities (T = 1) of logits (N, C) each: (N, C) in float32.
 
+    Logits of maps, (N, C, h, w), are brought to the resolution of the first.
+
     Raises:
         InputError: another number of weights than of logits, or a weight that is not positive.
     """
@@ -245,8 +248,9 @@ def mean_prediction(logits: Sequence[Tensor], weights: Sequence[float] | None = 
             f"teacher_weights are {weights}: expected one positive number for each of {len(logits)} teachers."
         )
     log_weights = [math.log(w / sum(weights)) for w in weights]
+    size = tuple(logits[0].shape[2:]) or None
     pairs = zip(logits, log_weights, strict=True)
-    return torch.stack([each.float().log_softmax(-1) + w for each, w in pairs]).logsumexp(0)
+    return torch.stack([logits_at(each, size).float().log_softmax(1) + w for each, w in pairs]).logsumexp(0)
 
 
 class Ensemble:

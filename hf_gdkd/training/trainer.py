@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from ..errors import InputError
 from ..losses import DistillationLoss, FeatureLoss
+from ..models.segmentation import segment
 from .batches import COLUMNS, BatchTrainer
 from .cached_teacher import CachedTeacher
 from .config import GDKDConfig
 from .distributed import check_engine, name_blocks, place_teacher
 from .feature_distillation import FeatureDistillation
+from .label_maps import StepSize, check_alike, ignore_index_of, size_of_map, summed_ce, summed_terms
 from .loader_trainer import pixels_of
 from .loss_log import LossLog
 from .teacher import Ensemble, Teacher, logits_of, num_labels_of
@@ -32,7 +33,8 @@ class GDKDTrainer(BatchTrainer):
     One optimizer step is the same however its batch is split into micro-batches and processes, because every loss
     is summed over samples and divided by the number of samples of the whole step. Two things compute over the
     micro-batch itself and differ: BatchNorm in the student, and the losses dist, mlkd, rkd, crd, reviewkd, and gdkd
-    with gamma.
+    with gamma. Where the labels are maps (N, H, W), a class for each pixel, the pixels that have one are the samples:
+    the cross-entropy is at their resolution, the distillation at the student's unless `resize_logits` is set.
 
     >>> import tempfile, torch
     >>> from hf_gdkd import GDKDConfig, GDKDTrainer
@@ -70,8 +72,8 @@ class GDKDTrainer(BatchTrainer):
     Model, loss and options are those of each call of `train`: `model_init` and `hyperparameter_search` work.
 
     Args:
-        model: the student: a transformers or timm image classifier, or any module that maps `pixel_values`
-            (N, 3, H, W) to logits (N, C).
+        model: the student: a transformers or timm model, or any module that maps `pixel_values` (N, 3, H, W) to
+            logits (N, C), or to maps of them, (N, C, h, w).
         teacher_model: a model likewise, a `Teacher`, an `Ensemble` of them, or the name of one (Hub id, timm id,
             folder); None with `loss="ce"` only.
         args: a GDKDConfig.
@@ -121,6 +123,7 @@ class GDKDTrainer(BatchTrainer):
         check_engine(self.accelerator, self.args)
         name_blocks(self.accelerator, self.model)
         self._check_data()
+        self._ignore_index = ignore_index_of(self.model)
         loss = self._make_loss()
         self._prepare_teacher(loss)
         made_for = (self.model, self.args.loss, self.args.set_loss_options())
@@ -179,62 +182,75 @@ class GDKDTrainer(BatchTrainer):
         model: nn.Module,
         inputs: Mapping[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: StepSize | Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """The loss, a scalar: the sum over this micro-batch's samples over the samples of the whole step."""
+        """The loss, a scalar: the sum over this micro-batch's samples (or pixels) over those of the whole step."""
         pixels, labels = pixels_of(inputs), inputs.get("labels")
         if labels is None and (self.args.ce_weight > 0 or self.teacher is None or not model.training):
             raise InputError("the batch has no labels: use a data set with labels, or distil with --ce_weight 0.")
+        step = StepSize.of(num_items_in_batch, inputs, len(pixels), self._ignore_index)
+        own = step if num_items_in_batch is None else StepSize(len(pixels), [inputs], self._ignore_index)
         if not model.training:
             logits = logits_of(model(pixels))
-            loss = F.cross_entropy(logits.float(), labels)
+            loss = summed_ce(logits, labels, self._ignore_index) / own.divisor(size_of_map(labels))
             return (loss, {"logits": logits}) if return_outputs else loss
 
-        size = len(pixels)
         # state.epoch counts micro-batches: where the last is ragged, it depends on how the steps are split.
         ramp = self.args.ramp(self.state.global_step / self.steps_per_epoch)
         distils = self.teacher is not None and ramp * self.args.kd_weight > 0
         tries = self.teacher is not None and not self._tried  # so that what is wrong is said at once
         with self.features.collecting() if self.features and (distils or tries) else nullcontext():
-            student_logits = logits_of(model(pixels))
-            parts: dict[str, Tensor] = {}
+            student_logits, auxiliary = self._run_student(model, pixels)
+            check_alike(student_logits, labels)
             if distils or tries:
                 with self._autocast():
                     teacher_logits = self.teacher(inputs)
                 with nullcontext() if distils else torch.no_grad():
-                    parts = self._parts(student_logits, teacher_logits, labels)
+                    parts, size = summed_terms(
+                        self.distillation_loss, self._parts, student_logits, teacher_logits, labels,
+                        ignore_index=self._ignore_index, resize=self.args.resize_logits,
+                        only_right=self.args.ignore_incorrect,
+                    )  # fmt: skip
                 self._tried = True
 
-        # Gradients (and logged losses) are averaged over processes, the samples counted over all of them.
-        scale = self.accelerator.num_processes / (size if num_items_in_batch is None else num_items_in_batch)
-        terms: dict[str, Tensor] = {}
-        losses = []
+        # Gradients (and logged losses) are averaged over processes, what is divided by counts all of them.
+        processes, terms, losses = self.accelerator.num_processes, [], []
         if labels is not None:
-            options = {"reduction": "sum", "label_smoothing": self.args.label_smoothing_factor}
-            terms["ce"] = F.cross_entropy(student_logits.float(), labels, self.class_weights, **options)
-            losses.append(terms["ce"] * (self.args.ce_weight * scale))
+            at, smoothing = size_of_map(labels), self.args.label_smoothing_factor
+            options = {"weight": self.class_weights, "label_smoothing": smoothing}
+            ce = summed_ce(student_logits, labels, self._ignore_index, **options)
+            for logits, weight in auxiliary:
+                ce = ce + weight * summed_ce(logits, labels, self._ignore_index, **options)
+            losses.append(ce * (self.args.ce_weight * processes / step.divisor(at)))
+            terms.append(({"ce": ce}, own.labels(at)))
         if distils:
-            terms["kd"] = _sum_over_samples(self.distillation_loss.weigh(parts), size)
-            losses.append(terms["kd"] * (ramp * self.args.kd_weight * scale))
-            if list(parts) != ["kd"]:
-                for name, part in parts.items():
-                    name = f"{self.args.loss}_kd" if name == "kd" else name
-                    terms[name] = _sum_over_samples(part.detach(), size)
+            kd = self.distillation_loss.weigh(parts)
+            losses.append(kd * (ramp * self.args.kd_weight * processes / step.divisor(size)))
+            named = {f"{self.args.loss}_kd" if name == "kd" else name: part for name, part in parts.items()}
+            terms.append(({"kd": kd} | (named if list(parts) != ["kd"] else {}), own.labels(size)))
         if self.is_in_train and terms:
-            self._remember(terms, size, ramp, inputs.get("sample_id"))
+            self._remember(terms, ramp, inputs.get("sample_id"))
         loss = sum(losses) if losses else student_logits.sum() * 0.0
         return (loss, {"logits": student_logits}) if return_outputs else loss
+
+    def _run_student(self, model: nn.Module, pixels: Tensor) -> tuple[Tensor, list[tuple[Tensor, float]]]:
+        """The logits, and those of an auxiliary head with their weight in the cross-entropy."""
+        if getattr(self.model, "auxiliary_head", None) is None or not isinstance(self.model, PreTrainedModel):
+            return logits_of(model(pixels)), []
+        return segment(model, pixels)
 
     def _autocast(self) -> AbstractContextManager:
         """The run's mixed precision, in which the teacher runs too unless it has a precision of its own."""
         dtype = AUTOCAST.get(self.accelerator.mixed_precision)
         return nullcontext() if dtype is None else torch.autocast(self.args.device.type, dtype)
 
-    def _remember(self, terms: dict[str, Tensor], size: int, ramp: float, rows: Tensor | None) -> None:
+    def _remember(self, terms: list[tuple[dict[str, Tensor], int | Tensor]], ramp: float, rows: Tensor | None) -> None:
         """Add this micro-batch's terms to the running sums, on the device, without a synchronisation."""
-        names, sums = list(terms), torch.stack([term.detach() for term in terms.values()])
-        self.finite.note(names, sums, rows)
-        self._loss_log.add(names, sums, size)
+        every: dict[str, Tensor] = {}
+        for named, number in terms:
+            self._loss_log.add(list(named), torch.stack([term.detach() for term in named.values()]), number)
+            every |= named
+        self.finite.note(list(every), torch.stack([term.detach() for term in every.values()]), rows)
         self._ramp = ramp
 
     def prediction_step(
@@ -244,7 +260,7 @@ class GDKDTrainer(BatchTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Loss, logits (N, C) and labels of a batch; loss and labels are None where it has no labels."""
+        """Loss, logits and labels of a batch; loss and labels are None where it has no labels."""
         inputs = self._prepare_inputs(inputs)
         pixels, labels, loss = pixels_of(inputs), inputs.get("labels"), None
         with torch.no_grad():
@@ -278,8 +294,3 @@ def _check_arguments(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None
         )
     if args.label_names not in (None, ["labels"]):
         raise InputError(f"label_names is {args.label_names}: call the column labels and leave label_names out.")
-
-
-def _sum_over_samples(term: Tensor, size: int) -> Tensor:
-    """One value a sample is summed; one value a batch counts for each of its samples."""
-    return term.sum() if term.ndim else term * size

@@ -213,11 +213,12 @@ def test_only_student_and_projections_learn(name):
     assert used and all(x.grad.abs().max() > 0 for x in used)
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in loss.parameters())
     assert not [x for x in (*teacher.stages, teacher.pooled) if x.grad is not None]
-    if name in ("fitnet", "reviewkd", "crd"):
+    if name in ("fitnet", "reviewkd", "crd", "cwd_features"):
         assert list(loss.parameters())
-    assert [x is not None for x in (student.stages[1].grad, student.pooled.grad)] == {
-        "fitnet": [True, False], "at": [True, False], "reviewkd": [True, True],
-    }.get(name, [False, True])  # fmt: skip
+    assert [x is not None for x in (student.stages[1].grad, student.stages[2].grad, student.pooled.grad)] == {
+        "fitnet": [True, False, False], "at": [True, True, False], "reviewkd": [True, True, True],
+        "cwd_features": [False, True, False],
+    }.get(name, [False, False, True])  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FEATURE_LOSSES)

@@ -142,7 +142,7 @@ def test_unset_k_shrinks_with_one_warning(name, smallest):
 
 
 @pytest.mark.filterwarnings("ignore:k is 1 instead of 5")
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"cwd"}))  # which is on maps alone
 def test_two_classes(name):
     student, teacher = torch.randn(2, 4, 2)
     loss = build_loss(name)

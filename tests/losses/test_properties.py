@@ -183,7 +183,7 @@ def test_only_the_student_learns(name, options):
     build_loss(name, **options)(student, from_inference_mode, labels).backward()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"cwd"}))  # which is on maps alone
 def test_compiles_whole_and_agrees(name):
     student, teacher, labels = logits(6, 8, 5000, dtype=torch.float32)
     loss = build_loss(name, **({"temperatures": [2.0]} if "temperatures" in loss_options(name) else {}))
