@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..errors import InputError, first_sentence
 from ..hub_client import HUB_ERRORS, hub_reason
-from ..models.names import is_cifar_network, resolve_name
+from ..models.names import is_own_network, resolve_name
 from ..training.run_files import SETTINGS_FILE, read_run_settings
 from .arguments.distill_flags import DistillArguments
 from .arguments.other_flags import EVALUATION_FLAGS, evaluate_parser
@@ -70,7 +70,7 @@ def trained_with(name: str, revision: str | None) -> dict[str, Any] | None:
     path = resolve_name(name)
     try:
         if not Path(path).is_dir():
-            if is_cifar_network(path):
+            if is_own_network(path):
                 return None
             path = str(Path(hf_hub_download(path, SETTINGS_FILE, revision=revision)).parent)
         settings = read_run_settings(path)

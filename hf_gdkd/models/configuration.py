@@ -13,7 +13,11 @@ from ..errors import InputError
 from .cifar.modeling import CifarConfig
 from .kinds import CLASSIFIER, Kind
 from .load_errors import explained
-from .names import CIFAR, is_cifar_network
+from .names import CIFAR, SEGMENTATION, is_cifar_network, is_segmentation_network
+from .segmentation_networks.modeling import SegmentationNetworkConfig
+
+OWN_MODULES = {config.model_type: config.__module__ for config in (CifarConfig, SegmentationNetworkConfig)}
+"""Type of a model of the paper -> the module that has to be imported before transformers knows it."""
 
 
 def read_config(
@@ -37,11 +41,12 @@ def read_config(
         InputError: it cannot be read, belongs to no model of this kind, or the model does not take RGB images.
     """
     if is_cifar_network(path):
-        return CifarConfig(architecture=path.removeprefix(CIFAR), num_labels=100)
-    if installed and (config := timm_config(path)) is not None:
-        return config
-    with explained(f"model {path} cannot be loaded", path, revision):
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        config = CifarConfig(architecture=path.removeprefix(CIFAR), num_labels=100)
+    elif is_segmentation_network(path):
+        config = SegmentationNetworkConfig(architecture=path.removeprefix(SEGMENTATION), num_labels=0)
+    elif not installed or (config := timm_config(path)) is None:
+        with explained(f"model {path} cannot be loaded", path, revision):
+            config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     has_code = kind.auto.__name__ in (getattr(config, "auto_map", None) or {})
     if type(config) not in kind.auto._model_mapping and not has_code:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Load models and image processors by name: Hub ids, short names, timm ids, folders, the paper's CIFAR networks."""
+"""Load models and image processors by name: Hub ids, short names, timm ids, folders, networks of the paper."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from typing import Any
 
 from accelerate import PartialState
 from huggingface_hub import resolve_revision
-from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel, ViTImageProcessor
+from transformers import (
+    AutoImageProcessor,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SegformerImageProcessor,
+    ViTImageProcessor,
+)
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 from ..errors import InputError
@@ -18,7 +25,7 @@ from .configuration import check_architectures, names_of, read_config, timm_conf
 from .heads import build_model, head_parameters, renew_head
 from .kinds import CLASSIFIER, Kind
 from .load_errors import explained
-from .names import is_cifar_network, resolve_name
+from .names import is_cifar_network, is_own_network, is_segmentation_network, resolve_name, weights_source
 from .weights import check_backbone, check_takes_pixels, load_weights
 
 logger = logging.getLogger(__name__)
@@ -77,7 +84,7 @@ def load_student(
         with explained(f"model {path} cannot be built", path, source["revision"]):
             model = build_model(with_labels(config, names), kind, source["trust_remote_code"])
         return check_takes_pixels(model, path)
-    return _with_head(path, config, kind, names, source)
+    return _with_head(weights_source(path), config, kind, names, source)
 
 
 def _with_head(
@@ -132,9 +139,10 @@ def load_teacher(name: str, *, revision: str | None = None, trust_remote_code: b
 def load_trained(name: str, kind: Kind, **source: Any) -> PreTrainedModel:
     """Load a model of a kind with all of its weights; the arguments are those of `load_teacher`."""
     path = resolve_name(name)
-    if is_cifar_network(path):
+    if is_own_network(path):
+        lacks = "weights" if is_cifar_network(path) else "weights for its head"
         raise InputError(
-            f"teacher {path} has no weights: train it first (--student {path} --loss ce), then use its folder."
+            f"teacher {path} has no {lacks}: train it first (--student {path} --loss ce), then use its folder."
         )
     config = read_config(path, kind, **source)
     check_architectures(config, path, kind, weights=True)
@@ -164,6 +172,8 @@ def load_processor(
     if is_cifar_network(path):  # the size, mean and standard deviation of the paper's CIFAR-100 experiments
         mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
         return ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=mean, image_std=std)
+    if is_segmentation_network(path):  # images of any size; that of the paper's crops of Cityscapes
+        return SegformerImageProcessor(do_resize=False, size={"height": 512, "width": 1024})
     if init == "random" and (config := timm_config(path)) is not None:
         return TimmWrapperImageProcessor(config.pretrained_cfg, config.architecture)
     with explained(f"the image processor of {path} cannot be loaded", path, revision):
@@ -177,13 +187,13 @@ def load_processor(
 def pin_revision(name: str, revision: str | None) -> str | None:
     """Resolve a revision of a model on the Hub to its current commit, and print it; a local model's is returned as is.
 
-    Without a network it is the commit in the cache.
+    DeepLabV3's and PSPNet's is that of their backbone. Without a network it is the commit in the cache.
 
     Raises:
         InputError: no such model or revision, or no access to it; no network, and nothing in the cache.
     """
-    path = resolve_name(name)
-    if os.path.isdir(path) or is_cifar_network(path):
+    path = weights_source(resolve_name(name))
+    if path is None or os.path.isdir(path):
         return revision
     with explained(f"model {path} cannot be loaded", path, revision):
         commit = resolve_revision(path, revision=revision).resolved
@@ -205,5 +215,5 @@ def _names(config: PreTrainedConfig, num_labels: int | None, label_names: Sequen
     if num_labels not in (None, config.num_labels):
         return [f"LABEL_{i}" for i in range(num_labels)]
     if not config.num_labels:
-        raise InputError("the model has no classes: set num_labels or label_names.")
+        raise InputError("the model has no classes: set label_names or num_labels.")
     return names_of(config)

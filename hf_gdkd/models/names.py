@@ -1,4 +1,4 @@
-"""What a model's name means: a folder, an id on the Hub, a short name, a timm id, a CIFAR network."""
+"""What a model's name means: a folder, an id on the Hub, a short name, a timm id, a network of the paper."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from difflib import get_close_matches
 import timm
 
 from ..errors import InputError
-from .cifar import canonical
+from . import cifar, segmentation_networks
 
 # Short names for the command line; each stands for a checkpoint with an ImageNet-1k head.
 SHORT_NAMES = {
@@ -25,22 +25,26 @@ SHORT_NAMES = {
     "mobilenet-v2": "google/mobilenet_v2_1.0_224",
 }
 
-CIFAR = "cifar/"  # what the names of the paper's CIFAR networks begin with
+# What the names of the paper's networks begin with.
+CIFAR = "cifar/"
+SEGMENTATION = "segmentation/"
 
 
 def resolve_name(name: str) -> str:
-    """The local folder, the full Hub id or the CIFAR network (`cifar/resnet8x4`) that a name means.
+    """The local folder, the full Hub id or the network of the paper (`cifar/resnet8x4`) that a name means.
 
     Raises:
-        InputError: a folder that does not exist, or a name that is neither a short name, a timm id, a CIFAR network
-            nor an `organization/name`; close matches are listed.
+        InputError: a folder that does not exist, or a name that is neither a short name, a timm id, a network of the
+            paper nor an `organization/name`; close matches are listed.
     """
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, "config.json")):
             raise InputError(f"folder {name} has no config.json: use a folder that save_pretrained wrote.")
         return name
     if name.lower().startswith(CIFAR):
-        return CIFAR + canonical(name[len(CIFAR) :])
+        return CIFAR + cifar.canonical(name[len(CIFAR) :])
+    if name.lower().startswith(SEGMENTATION):
+        return SEGMENTATION + segmentation_networks.canonical(name[len(SEGMENTATION) :])
     if name in SHORT_NAMES:
         return SHORT_NAMES[name]
     if timm.is_model(name.removeprefix("timm/")):
@@ -63,3 +67,22 @@ def resolve_name(name: str) -> str:
 def is_cifar_network(path: str) -> bool:
     """Whether a resolved name is one of the paper's CIFAR networks: an architecture without weights."""
     return path.startswith(CIFAR) and not os.path.isdir(path)
+
+
+def is_segmentation_network(path: str) -> bool:
+    """Whether a resolved name is DeepLabV3 or PSPNet: an architecture of which the backbone has weights."""
+    return path.startswith(SEGMENTATION) and not os.path.isdir(path)
+
+
+def is_own_network(path: str) -> bool:
+    """Whether a resolved name is a network of the paper, which has to be trained before it can be used."""
+    return is_cifar_network(path) or is_segmentation_network(path)
+
+
+def weights_source(path: str) -> str | None:
+    """The folder or the repository on the Hub that holds the weights of a resolved name; None if there are none."""
+    if is_cifar_network(path):
+        return None
+    if is_segmentation_network(path):
+        return segmentation_networks.backbone_id(path.removeprefix(SEGMENTATION))
+    return path

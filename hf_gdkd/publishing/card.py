@@ -19,8 +19,8 @@ from yaml import YAMLError
 from ..data.loading import Data
 from ..hub_client import HUB_ERRORS
 from ..losses import loss_options
-from ..models.cifar.modeling import CifarConfig
-from ..models.names import resolve_name
+from ..models.configuration import OWN_MODULES
+from ..models.names import is_segmentation_network, resolve_name, weights_source
 from ..training.config import GDKDConfig
 from ..training.run_files import CARD, SEGMENTATION_PICTURE, replacing
 from .wording import CLASSIFICATION, WORDINGS
@@ -84,7 +84,7 @@ def write_card(
         tags=[words.pipeline, "knowledge-distillation", "gdkd", *(f"teacher:{name}" for name in teachers)]
         if teachers
         else [words.pipeline],
-        base_model=student if started_from_hub else None,
+        base_model=weights_source(student) if started_from_hub else None,
         base_model_relation="finetune" if started_from_hub else None,
         teacher_model=teachers[0] if len(teachers) == 1 else teachers or None,
         datasets=None if local else [data.name],
@@ -105,7 +105,8 @@ def write_card(
         repo=repo or folder,
         student=shared_name(student),
         pretrained=origin.pretrained,
-        own_network=PreTrainedConfig.get_config_dict(folder)[0].get("model_type") == CifarConfig.model_type,
+        own_module=OWN_MODULES.get(PreTrainedConfig.get_config_dict(folder)[0].get("model_type")),
+        backbone=weights_source(student) if origin.pretrained and is_segmentation_network(student) else None,
         teachers=[
             f"`{teacher}`{'' if commit is None or Path(name).is_dir() else f'@{commit}'}"
             for teacher, (name, commit) in zip(teachers, origin.teachers, strict=True)

@@ -10,6 +10,7 @@ from transformers import ViTConfig
 
 from hf_gdkd import GDKDConfig
 from hf_gdkd.data.loading import Data
+from hf_gdkd.models.segmentation_networks.modeling import SegmentationNetworkConfig
 from hf_gdkd.publishing import upload
 from hf_gdkd.publishing.card import Origin, shared_command, write_card
 
@@ -52,6 +53,18 @@ def test_local_folders_are_named_by_their_last_part(card, tmp_path):
 def test_the_command_keeps_what_is_no_path():
     command = "hf-gdkd distill --teacher google/vit --optim_args a=/b/c --output_dir '/my runs/a' --x ~/y"
     assert shared_command(command) == "hf-gdkd distill --teacher google/vit --optim_args a=c --output_dir a --x y"
+
+
+def test_a_network_of_the_paper_is_named_with_its_backbone(card):
+    """It loads after its module is imported; what is on the Hub is its backbone."""
+    SegmentationNetworkConfig(architecture="pspnet_resnet18").save_pretrained("student")
+    commit = "0" * 40
+    name, task = "segmentation/pspnet_resnet18", "semantic-segmentation"
+    text = card({}, origin=Origin(name, True, [], student_revision=commit, task=task))
+    assert "import hf_gdkd.models.segmentation_networks.modeling  # so that" in text
+    weights = f"its backbone from the pretrained weights of `timm/resnet18.tv_in1k`@{commit}."
+    assert f"Architecture: `segmentation/pspnet_resnet18`, {weights}" in text
+    assert "base_model: timm/resnet18.tv_in1k" in text
 
 
 def test_how_to_repeat_the_run(card):
