@@ -27,15 +27,13 @@ from hf_gdkd.commands.arguments.settings_file import command_line, run_settings
 from hf_gdkd.commands.build import training_data
 from hf_gdkd.commands.finishing import finish
 from hf_gdkd.commands.running import quiet, run
-from hf_gdkd.commands.teachers import check_storage, prepare_teachers, set_views
+from hf_gdkd.commands.teachers import check_storage, name_classes, prepare_teachers, set_views
 from hf_gdkd.data.datasets import Viewed, collate
 from hf_gdkd.data.loading import load_data
 from hf_gdkd.data.views import EvalTransform, View
 from hf_gdkd.evaluation.measurement import measure_teacher
 from hf_gdkd.evaluation.metrics import compute_agreement, compute_metrics
-from hf_gdkd.models.configuration import names_of, read_config
 from hf_gdkd.models.loading import load_model, load_processor, pin_revision, possible_init
-from hf_gdkd.models.names import resolve_name
 from hf_gdkd.training.config import GDKDConfig
 from hf_gdkd.training.run_files import SettingsWriter, read_run_settings
 from hf_gdkd.training.run_folder import checkpoint_to_resume, in_use
@@ -62,17 +60,14 @@ def distil(script: DistillArguments, args: GDKDConfig, command: str) -> dict[str
     if script.student_init == "pretrained":
         script.student_revision = pin_revision(script.student, script.student_revision)
     pinned = [pin_revision(*teacher) for teacher in script.teachers()]
-    script.teacher_revision = [commit or "main" for commit in pinned] if any(pinned) else None
+    script.teacher_revision = [commit or "none" for commit in pinned] if any(pinned) else None
     check_storage(script, args)
     set_views(script, args, 0 if script.streaming else len(data.train))
     settings = run_settings(script, args)
     if checkpoint is not None:
         check_same_run(settings, read_run_settings(Path(checkpoint).parent) or settings)
 
-    if script.label_free:
-        name, commit = script.teachers()[0]
-        source = {"revision": commit, "trust_remote_code": script.trust_remote_code}
-        data.label_names = names_of(read_config(resolve_name(name), **source))
+    name_classes(script, data)
     source = {"revision": script.student_revision, "trust_remote_code": script.trust_remote_code}
     student = load_model(script.student, label_names=data.label_names, init=script.student_init, **source)
     processor = load_processor(script.student, init=script.student_init, **source)

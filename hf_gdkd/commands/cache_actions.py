@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from ..data.cache_records import decode, encode, kept_classes
 from ..data.datasets import Augmented, collate
 from ..data.loading import load_data
 from ..data.selection import ROW
@@ -23,9 +24,8 @@ from ..training.config import GDKDConfig
 from ..training.dataloader_workers import default_workers
 from ..training.run_files import SETTINGS_FILE, write_run_settings
 from .arguments.parsing import parse
-from .arguments.settings_file import run_settings
 from .build import training_data
-from .teachers import prepare_teachers, set_views
+from .teachers import cache_settings, name_classes, prepare_teachers, set_views
 
 TIMED = 3  # batches
 
@@ -81,6 +81,8 @@ def verify(folder: str, rows: int) -> tuple[float, float]:
         for batch in _batches(work, view, np.array([row for v, row in chosen if v == view]), live=True):
             was, intact = cache.read(batch[ROW].tolist(), [view] * len(batch[ROW]))
             now = work.teacher.live(batch).float().cpu().numpy()
+            if kept_classes(cache.dtype):  # what is stored are log-probabilities, the rest's shared equally
+                now = decode(encode(now, cache.dtype), cache.dtype, cache.classes)
             damaged += int((~intact).sum())
             was, now = was[intact], now[intact]
             largest = max(largest, float(np.abs(was - now).max(initial=0)))
@@ -118,6 +120,7 @@ def _prepare(folder: str, flags: Sequence[str], *, record: bool = True) -> _Work
     script.teacher_cache = [folder]
     data = load_data(script.dataset, **script.data_options(), seed=args.seed)
     script.dataset_revision = data.revision
+    name_classes(script, data)
     commit = pin_revision(*script.teachers()[0])
     script.teacher_revision = commit and [commit]
     set_views(script, args, len(data.train), trains=False)
@@ -125,7 +128,7 @@ def _prepare(folder: str, flags: Sequence[str], *, record: bool = True) -> _Work
     view = View(load_processor(script.teacher[0], **source))
     (teacher,) = prepare_teachers(script, args, data, view, check=record)
     rows = training_data(script, args, data, view, [teacher])
-    return _Work(args, run_settings(script, args), teacher, rows, np.asarray(data.train[ROW]))
+    return _Work(args, cache_settings(script, args, 0), teacher, rows, np.asarray(data.train[ROW]))
 
 
 def _batches(work: _Work, view: int, rows: np.ndarray, *, live: bool = False) -> Iterator[dict[str, Tensor]]:

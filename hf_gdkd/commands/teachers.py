@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,30 @@ from ..data.views import View
 from ..errors import InputError
 from ..evaluation.measurement import check_teacher
 from ..losses import FeatureLoss
+from ..models.configuration import names_of, read_config
 from ..models.label_map import load_label_map
 from ..models.loading import load_processor
 from ..models.names import resolve_name
 from ..training.cached_teacher import CachedTeacher
 from ..training.config import GDKDConfig
 from ..training.distributed import place_teacher
+from ..training.run_files import read_run_settings, write_run_settings
 from ..training.teacher import Teacher
 from .arguments.distill_flags import DistillArguments
+from .arguments.settings_file import run_settings
 
 MOST_VIEWS = 50  # by default: with more, nothing was gained (Faghri et al., arXiv 2303.08983, table of replayed views)
 AUGMENTATION = (
     *("crop_padding", "auto_augment", "random_erasing", "cutout"),
     *("mixup_alpha", "cutmix_alpha", "repeated_augmentation"),
 )
+
+CACHE_SETTINGS = {
+    *("teacher", "teacher_revision", "teacher_dtype", "bf16", "fp16", "label_map", "label_free", "allow_weak_teacher"),
+    *("dataset", "dataset_config", "dataset_revision", "image_column", "label_column", "on_bad_image"),
+    *("train_split", "eval_split", "train_rows", "validation_rows", "seed", "cache_views", "cache_dtype"),
+    *("crop_scale", "flip", *AUGMENTATION),
+}
 
 
 def prepare_teachers(
@@ -68,9 +79,27 @@ def prepare_teachers(
         teacher = CachedTeacher(cache, load, name=name, view=own_view, pixels=_pixels(i))
         if check and not cache.is_full(data.train[ROW]):
             check_writable(cache.folder)
+            if args.process_index == 0 and read_run_settings(cache.folder) is None:
+                with suppress(OSError):  # on a full disk; then `cache verify` says that it is not there
+                    write_run_settings(cache.folder, cache_settings(script, args, i))
             _ = teacher.live  # what is wrong with it is said before training
         teachers.append(teacher)
     return teachers
+
+
+def name_classes(script: DistillArguments, data: Data) -> None:
+    """Without labels, the classes of the data set are the teacher's."""
+    if script.label_free:
+        name, commit = script.teachers()[0]
+        source = {"revision": commit, "trust_remote_code": script.trust_remote_code}
+        data.label_names = names_of(read_config(resolve_name(name), **source))
+
+
+def cache_settings(script: DistillArguments, args: GDKDConfig, i: int) -> dict[str, Any]:
+    """The settings of a run that the logits of teacher number i depend on: what `hf-gdkd cache` needs again."""
+    settings = {key: value for key, value in run_settings(script, args).items() if key in CACHE_SETTINGS}
+    of_teachers = ("teacher", "teacher_revision", "label_map")
+    return settings | {key: [settings[key][i]] for key in of_teachers if settings.get(key)}
 
 
 def load_matched(

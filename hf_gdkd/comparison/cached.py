@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from .results import NO_INTERVAL, RESULTS_FOLDER, VERDICTS, Row, Section, paired, verdict, write_csv
-from .tables import listed, percent, write_chapter
+from .tables import heading, listed, percent, write_chapter
 
 TITLE = "The teacher's cache"
 COSTS = {"ce": 1.0, "live": 1.91, "recorded": 1.94, "read": 1.05}  # of a step, in steps of ce
@@ -42,7 +42,7 @@ def write_cached_chapter(
 
 def as_markdown(section: Section) -> str:
     """The section of one data set: a table a student, and how the rows with a cache stand to the live teacher."""
-    lines = [f"## {section.name}\n", section.about.strip()]
+    lines = heading(section)
     for student in section.students():
         rows = section.tuned_here(student)
         lines += [

@@ -82,12 +82,8 @@ def write_chapter(path: Path, title: str, text: str) -> None:
 
 def as_markdown(section: Section) -> str:
     """The section of one data set."""
-    lines = [f"## {section.name}\n", section.about.strip()]
-    if section.teacher:
-        size, share = section.teacher["parameters"], 100 * section.teacher[section.words.judged]
-        name = METRICS[section.words.judged]
-        lines.append(f"\nThe teacher ({size:,} parameters) has {share:.2f} % ({name}) on the test split.")
-    lines.append(f"\n![{section.words.judged_name} against time a step]({RESULTS_FOLDER}/{section.name}.png)")
+    picture = f"![{section.words.judged_name} against time a step]({RESULTS_FOLDER}/{section.name}.png)"
+    lines = [*heading(section), f"\n{picture}"]
     for student in section.students():
         rows = section.tuned_here(student)
         lines += [
@@ -110,6 +106,16 @@ def as_markdown(section: Section) -> str:
         lines.append(f"| {student} | {loss} | {shown(settings)} | {score} | {'chosen' if chosen else ''} |")
     shared = yaml.safe_dump(dict(section.settings), sort_keys=False, default_flow_style=None, width=110)
     return "\n".join([*lines, f"\n```yaml\n{shared}```\n</details>\n"])
+
+
+def heading(section: Section) -> list[str]:
+    """What the section is of: the data set, and how good the teacher is on its test split."""
+    lines = [f"## {section.name}\n", section.about.strip()]
+    if section.teacher:
+        size, share = section.teacher["parameters"], 100 * section.teacher[section.words.judged]
+        name = METRICS[section.words.judged]
+        lines.append(f"\nThe teacher ({size:,} parameters) has {share:.2f} % ({name}) on the test split.")
+    return lines
 
 
 def shown(settings: Mapping[str, Any]) -> str:

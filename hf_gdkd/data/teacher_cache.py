@@ -161,7 +161,10 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 
 
 def _check_same(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> None:
+    by_contents = not any(each.get("commit") or each.get("revision") for each in (stored, wanted))
     for key in dict.fromkeys((*stored, *wanted)):
+        if key == "name" and by_contents:  # of a local folder, wherever it is now: its contents are compared
+            continue
         there, here = stored.get(key), wanted.get(key)
         if isinstance(there, dict) and isinstance(here, dict):
             _check_same(folder, there, here, f"{path}{key}.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load
 
 from hf_gdkd.commands.arguments.parsing import parse
@@ -68,6 +69,7 @@ def test_without_labels(here):
     options = ["--label_free", "--loss", "kd", "--cache_dtype", "top-4", "--teacher_cache", "free"]
     one, two = train("free-1", *options), train("free-2", *options)
     assert one["agreement"] == two["agreement"] and weights("free-1") == weights("free-2")
+    assert cache.verify("free", 100) == (pytest.approx(0, abs=0.02), pytest.approx(1, abs=1e-4))
 
 
 def test_verify_finds_what_was_damaged(here, capsys):
@@ -113,10 +115,48 @@ def test_a_cache_of_something_else_is_refused(here, more, said):
     assert said in str(error.value)
 
 
+def test_a_cache_that_a_run_recorded_is_verified_from_a_renamed_folder_too(here, monkeypatch, capsys):
+    """Its settings hold nothing of the student's run; the teacher's folder is known by its contents."""
+    shutil.copytree("teacher", "renamed", dirs_exist_ok=True)
+    train(
+        "first", "--teacher_cache", "by-run", "--cache_views", "2", "--learning_rate", "0.1", "--num_train_epochs", "2"
+    )
+    assert cache.verify("by-run", 200) == (pytest.approx(0, abs=0.01), pytest.approx(1, abs=1e-4))
+    assert "128 random rows computed again" in capsys.readouterr().out
+    settings = yaml.safe_load(Path("by-run/recipe.yaml").read_text())
+    assert settings == yaml.safe_load(Path("ahead/recipe.yaml").read_text()) and settings["teacher"] == ["teacher"]
+    assert not {"student", "loss", "learning_rate", "teacher_revision"} & settings.keys()
+    monkeypatch.setattr(Teacher, "load", lambda *args, **kwargs: pytest.fail("the teacher is loaded"))
+    train("renamed-run", "--teacher_cache", "by-run", "--teacher", "renamed")
+
+
+def test_caches_of_two_teachers_are_verified_alone(here):
+    shutil.copytree("teacher", "twin", dirs_exist_ok=True)
+    train("both", "--num_train_epochs", "1", "--teacher_cache", "one", "two", "--teacher", "twin", "teacher")
+    for folder, teacher in (("one", "twin"), ("two", "teacher")):
+        assert cache.verify(folder, 20) == (pytest.approx(0, abs=0.01), pytest.approx(1, abs=1e-4))
+        assert yaml.safe_load(Path(folder, "recipe.yaml").read_text())["teacher"] == [teacher]
+
+
+def test_a_local_teacher_has_no_revision(tmp_path):
+    of = [
+        "--student",
+        str(DEMO / "vit"),
+        *QUICK,
+        "--teacher",
+        str(tmp_path),
+        "me/vit",
+        "--teacher_revision",
+        "none",
+        "abc",
+    ]
+    assert parse(of)[0].teachers() == [(str(tmp_path), None), ("me/vit", "abc")]
+
+
 def test_another_teacher_is_refused(here):
     shutil.copytree("teacher", "other", dirs_exist_ok=True)
     (Path("other") / "model.safetensors").write_bytes(weights("teacher") + b" ")
-    with pytest.raises(InputError, match=r"recorded with teacher\.name \"teacher\""):
+    with pytest.raises(InputError, match=r"recorded with teacher\.weights "):
         train("refused", "--teacher_cache", "ahead", "--teacher", "other")
 
 

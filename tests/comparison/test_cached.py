@@ -92,6 +92,7 @@ def test_the_chapter_is_written_and_the_others_stay(tmp_path, monkeypatch):
     assert text.startswith("# Results\n\nAs measured.\n\n# The teacher's cache\n\nWritten by ")
     assert text.count("# The teacher's cache") == 1
     for line in (
+        "The teacher (12 parameters) has 70.00 % (top-1 accuracy) on the test split.",
         "| ce | - | 6 | 6.0 | 69.05 ± 0.07 | - | - |",
         "| kd | - | 6 | 11.5 | 72.05 ± 0.07 | - | +3.00 [+3.00, +3.00] |",
         "| kd, 2 views | 2 | 6 | 8.1 | 70.05 ± 0.07 | -2.00 [-2.00, -2.00] | +1.00 [+1.00, +1.00] |",

@@ -99,9 +99,10 @@ class DistillArguments(RunArguments, AugmentationArguments, DataArguments, Model
     """The models and the data of one run; the loss and the training are GDKDConfig's."""
 
     def teachers(self) -> list[tuple[str, str | None]]:
-        """Name and revision of every teacher."""
+        """Name and revision of every teacher; a local one beside one of the Hub has the revision "none"."""
         names = self.teacher or []
-        return list(zip(names, self.teacher_revision or [None] * len(names), strict=True))
+        revisions = self.teacher_revision or ["none"] * len(names)
+        return [(name, None if each == "none" else each) for name, each in zip(names, revisions, strict=True)]
 
     def data_options(self) -> dict[str, Any]:
         """What `load_data` needs beside the name and the seed."""
