@@ -16,7 +16,7 @@ from ..data.cache_records import decode, encode, kept_classes
 from ..data.datasets import Augmented, collate
 from ..data.loading import load_data
 from ..data.selection import ROW
-from ..data.views import View
+from ..data.views import View, normalized
 from ..errors import InputError
 from ..models.loading import load_processor, pin_revision
 from ..training.cached_teacher import CachedTeacher
@@ -133,10 +133,11 @@ def _prepare(folder: str, flags: Sequence[str], *, record: bool = True) -> _Work
 
 def _batches(work: _Work, view: int, rows: np.ndarray, *, live: bool = False) -> Iterator[dict[str, Tensor]]:
     """Batches of these rows in a view, on the device; `live`: with pixels whether their logits are known or not."""
-    samples, workers = work.rows.with_view(view, live=live), work.args.dataloader_num_workers
+    samples, workers = work.rows.unnormalized().with_view(view, live=live), work.args.dataloader_num_workers
     loader = DataLoader(
         Subset(samples, rows.tolist()), work.args.per_device_eval_batch_size, collate_fn=collate,
         num_workers=default_workers(samples) if workers is None else workers,
     )  # fmt: skip
     for batch in loader:
-        yield {key: value.to(work.args.device) for key, value in batch.items()}
+        batch = {key: value.to(work.args.device) for key, value in batch.items()}
+        yield normalized(batch, samples.transform.views)

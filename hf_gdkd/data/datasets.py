@@ -19,7 +19,7 @@ from .masks import IGNORE
 from .segmentation_views import SegmentationTransform
 from .selection import ROW
 from .teacher_cache import TeacherCache, logits_key
-from .views import TrainTransform
+from .views import TrainTransform, Views
 
 
 def draw_seed(*numbers: int) -> int:
@@ -75,6 +75,13 @@ class Augmented(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
+
+    def unnormalized(self) -> Augmented:
+        """The same samples with pixels of 8 bits, to which `views.normalized` applies mean and std."""
+        other = copy.copy(self)
+        if isinstance(self.transform, Views):
+            other.transform = self.transform.unnormalized()
+        return other
 
     def with_view(self, view: int, *, live: bool = False) -> Augmented:
         """The same rows in this view; `live`: without what caches hold, so with every teacher's pixels."""

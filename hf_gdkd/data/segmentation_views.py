@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from transformers import BaseImageProcessor
 
 from .decoding import to_rgb
 from .masks import IGNORE
-from .views import View
+from .views import View, Views
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class SegmentationView(View):
         return tuple(round(self.mean[self.channels.index(channel)].item()) for channel in range(3))
 
 
-class SegmentationTransform:
+class SegmentationTransform(Views):
     """One random scale, crop and flip a sample, for the image and its mask, then each model's view of it.
 
     Where the scaled image is smaller than the crop, the rest, on the right and below, is the student's mean colour in
@@ -96,7 +96,7 @@ class SegmentationTransform:
         scale: tuple[float, float] = (0.5, 2.0),
         flip: bool = True,
     ) -> None:
-        self.views = {"pixel_values": student, **(teachers or {})}
+        super().__init__(student, teachers)
         self.size, self.scale, self.flip = tuple(crop_size or student.size), scale, flip
         self._told = torch.zeros((), dtype=torch.bool).share_memory_()  # by workers too
 
@@ -134,10 +134,6 @@ class SegmentationTransform:
         if "labels" in sample:
             cropped["labels"] = as_classes(cut(sample["labels"], NEAREST, IGNORE))
         return cropped
-
-    def see(self, crops: Sequence[PILImage.Image], without: Collection[str] = ()) -> dict[str, Tensor]:
-        """Every view of the crops, by its key in the batch; those that nobody needs are left out."""
-        return {name: view.squash(crops) for name, view in self.views.items() if name not in without}
 
 
 class SegmentationEvalTransform:

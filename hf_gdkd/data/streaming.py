@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from ..errors import InputError
 from .datasets import draw_seed
 from .decoding import ImageError, open_image
 from .selection import ROW
+from .views import Views
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +65,10 @@ class AugmentedStream(IterableDataset):
         if rows.num_shards < SHARDS_AT_ONCE:
             rows = rows.reshard()  # parquet: by row group
         self.rows, self.transform, self.seed, self.skip_bad_images = rows, transform, seed, skip_bad_images
-        self.shuffle_buffer, self._batch_size, self._skipped_batches = shuffle_buffer, 1, 0
+        self.shuffle_buffer, self._batch_size = shuffle_buffer, 1
         self.process_index, self.num_processes = process_index, num_processes
         self.num_labels = rows.features["labels"].num_classes if "labels" in rows.features else None
+        self._skipped_batches = torch.zeros((), dtype=torch.int64)
         self._bad = torch.zeros(256, dtype=torch.int64).share_memory_()  # by worker
 
     def bad_images(self) -> int:
@@ -77,9 +80,12 @@ class AugmentedStream(IterableDataset):
         shards, processes = self.rows.num_shards, self.num_processes
         shards = shards if shards % processes else shards // processes
         workers = min(args.dataloader_num_workers, shards)  # a worker without a shard has nothing to do
-        self._batch_size = batch_size
+        stream = copy.copy(self)
+        stream._batch_size = batch_size
+        if isinstance(self.transform, Views):  # mean and std are applied on the device
+            stream.transform = self.transform.unnormalized()
         loader = DataLoader(
-            self,
+            stream,
             batch_size,
             collate_fn=collate,
             num_workers=workers,
@@ -88,16 +94,17 @@ class AugmentedStream(IterableDataset):
             timeout=args.dataloader_timeout if workers else 0,
         )
         alone = {"num_processes": 1, "process_index": 0, "dispatch_batches": False}
-        return prepare_data_loader(loader, args.device, put_on_device=True, **alone)
+        waits_not = {"put_on_device": True, "non_blocking": args.dataloader_pin_memory}
+        return prepare_data_loader(loader, args.device, **waits_not, **alone)
 
     def skip_batches(self, batches: int) -> None:
         """Let the loader's next iteration begin with so many batches of nothing, in the place of those trained on."""
-        self._skipped_batches = batches
+        self._skipped_batches.fill_(batches)
 
     def __iter__(self) -> Iterator[dict[str, object]]:
         worker = get_worker_info()
         index, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        skip = len(range(index, self._skipped_batches, workers)) * self._batch_size
+        skip = len(range(index, int(self._skipped_batches), workers)) * self._batch_size
         for number in itertools.count():
             seen = 0
             for sample in self.one_pass(number, skip):

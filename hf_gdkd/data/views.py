@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Self
 
 import torch
 from PIL import Image as PILImage
@@ -101,13 +103,22 @@ class View:
 
     def squash(self, crops: Sequence[PILImage.Image]) -> Tensor:
         """Pixel values (N, 3, H, W) of crops that are resized to the input size, whatever their shape."""
+        return self.normalize(self.resize(crops))
+
+    def resize(self, crops: Sequence[PILImage.Image]) -> Tensor:
+        """As `squash`, before mean and std: (N, 3, H, W), uint8."""
         if not self.on_pil and len({crop.size for crop in crops}) == 1:  # all at once, which is faster
             pixels = self._resize(torch.stack([TF.pil_to_tensor(crop) for crop in crops]))
         else:
             pixels = torch.stack([self._resize_one(crop) for crop in crops])
         if self.channels != [0, 1, 2]:
             pixels = pixels[:, self.channels]
-        return pixels.float().sub_(self.mean.view(3, 1, 1)).div_(self.std.view(3, 1, 1))
+        return pixels
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Pixel values of what `resize` made (N, 3, H, W), on its device: the same on any."""
+        mean, std = (each.to(pixels.device, non_blocking=True).view(3, 1, 1) for each in (self.mean, self.std))
+        return pixels.float().sub_(mean).div_(std)
 
     def _resize_one(self, crop: PILImage.Image) -> Tensor:
         return TF.pil_to_tensor(self._resize(crop)) if self.on_pil else self._resize(TF.pil_to_tensor(crop))
@@ -136,11 +147,41 @@ def _middle(image: PILImage.Image) -> PILImage.Image:
     return image.crop((left, top, left + width, top + height))
 
 
+def normalized(batch: Mapping[str, Tensor], views: Mapping[str, View]) -> dict[str, Tensor]:
+    """A batch of a data set that was `unnormalized`, with the pixel values that each view would have made of it."""
+    raw = [key for key in views if key in batch and batch[key].dtype == torch.uint8]
+    return {**batch, **{key: views[key].normalize(batch[key]) for key in raw}}
+
+
 def _unchanged(crop: PILImage.Image) -> PILImage.Image:
     return crop
 
 
-class TrainTransform:
+class Views:
+    """What a transform makes of crops: the student's view of them in `pixel_values`, and those of teachers that differ.
+
+    Args:
+        student: the student's view.
+        teachers: further views, by their key in the batch, such as `teacher_pixel_values`.
+    """
+
+    def __init__(self, student: View, teachers: Mapping[str, View] | None = None) -> None:
+        self.views = {"pixel_values": student, **(teachers or {})}
+        self.normalizes = True
+
+    def unnormalized(self) -> Self:
+        """The same without mean and std, which `normalized` is left to apply, on the device: a quarter of the bytes."""
+        other = copy.copy(self)
+        other.normalizes = False
+        return other
+
+    def see(self, crops: Sequence[PILImage.Image], without: Collection[str] = ()) -> dict[str, Tensor]:
+        """Every view of the crops, by its key in the batch; those that nobody needs are left out."""
+        needed = {name: view for name, view in self.views.items() if name not in without}
+        return {name: view.squash(crops) if self.normalizes else view.resize(crops) for name, view in needed.items()}
+
+
+class TrainTransform(Views):
     """One random crop and flip a sample, then the student's view of it and those of teachers that differ.
 
     Args:
@@ -163,7 +204,7 @@ class TrainTransform:
         flip: bool = True,
         augment: Callable[[PILImage.Image], PILImage.Image] = _unchanged,
     ) -> None:
-        self.views = {"pixel_values": student, **(teachers or {})}
+        super().__init__(student, teachers)
         self.scale, self.padding, self.flip, self.augment = (crop_scale, 1.0), crop_padding, flip, augment
 
     def crop(self, image: PILImage.Image) -> PILImage.Image:
@@ -180,10 +221,6 @@ class TrainTransform:
     def draw(self, sample: Mapping[str, object]) -> dict[str, object]:
         """The sample with its image cropped."""
         return {**sample, "image": self.crop(sample["image"])}
-
-    def see(self, crops: Sequence[PILImage.Image], without: Collection[str] = ()) -> dict[str, Tensor]:
-        """Every view of the crops, by its key in the batch; those that nobody needs are left out."""
-        return {name: view.squash(crops) for name, view in self.views.items() if name not in without}
 
     def __call__(self, batch: dict[str, list]) -> dict[str, object]:
         views = self.see([self.crop(image) for image in batch["image"]])

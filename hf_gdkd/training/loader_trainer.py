@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..data.datasets import Augmented
+from ..data.views import Views, normalized
 from ..errors import InputError, TrainingError
 from .dataloader_workers import DataWait, DeadWorker, deaf, describe, heard, worker_arguments
 from .optimization import OptimizationTrainer
@@ -26,7 +28,9 @@ class LoaderTrainer(OptimizationTrainer):
         super().__init__(*args, **kwargs)
         self.data_wait = DataWait()
         self.add_callback(self.data_wait)
-        # So that the GPU is not waited for when processes tell each other the number of their samples.
+        # So that the GPU is not waited for: when a batch is copied to it, and when processes tell each other the number
+        # of their samples.
+        self.accelerator.dataloader_config.non_blocking |= self.args.dataloader_pin_memory
         one_backend = not dist.is_initialized() or dist.get_backend() == "gloo"
         self._cpu_group = None if one_backend else dist.new_group(backend="gloo")
 
@@ -100,12 +104,25 @@ class LoaderTrainer(OptimizationTrainer):
         return super().get_train_dataloader()
 
     def _get_dataloader(self, dataset: Dataset, *args: Any, **kwargs: Any) -> DataLoader:
-        """As Trainer's, with workers unless the arguments say how many, and a limit on the time that one may take."""
+        """As Trainer's, with workers unless the arguments say how many, and a limit on the time that one may take.
+
+        Images for training are of 8 bits, a quarter of the bytes: `_prepare_inputs` applies mean and std.
+        """
+        if kwargs.get("is_training") and isinstance(dataset, Augmented):
+            dataset = dataset.unnormalized()
         with worker_arguments(self.args, dataset, training=kwargs.get("is_training", False)):
             loader = super()._get_dataloader(dataset, *args, **kwargs)
         if loader.num_workers > 0:
             getattr(loader, "base_dataloader", loader).timeout = self.args.dataloader_timeout
         return loader
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As Trainer's; then images of 8 bits become pixel values, on the device."""
+        inputs = super()._prepare_inputs(inputs)
+        transform = getattr(self.train_dataset, "transform", None)
+        if isinstance(transform, Views):
+            inputs = self._prepare_input(normalized(inputs, transform.views))  # in the precision of DeepSpeed
+        return inputs
 
     def _end_workers(self) -> None:
         """Let go of workers that persist for an epoch that will not come."""

@@ -120,6 +120,7 @@ class NaNGuard(TrainerCallback):
             )
         set_random_state(self.trainer.args.device, self.resumes_with)
         checkpoint = self.trainer.save_state()
-        step = BadStep(self.step, self.samples, self.trainer.steps_per_epoch, found, list(self.batches), self.random)
+        batches = [self.trainer._prepare_inputs(batch) for batch in self.batches]
+        step = BadStep(self.step, self.samples, self.trainer.steps_per_epoch, found, batches, self.random)
         step.save(checkpoint, self.trainer.args)
         return f"the state before the step is in {checkpoint}, and `hf-gdkd replay {checkpoint}` repeats the step."
