@@ -8,16 +8,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import EvalPrediction
 
 from ..data.masks import IGNORE
 from ..errors import InputError
-
-
-def resized(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits (N, C, h, w) resized bilinearly to `size` (H, W): (N, C, H, W) in float32."""
-    return F.interpolate(logits.float(), tuple(size), mode="bilinear", align_corners=False)
+from ..training.label_maps import logits_at
 
 
 def predicted_classes(logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -25,7 +20,7 @@ def predicted_classes(logits: Tensor, size: Sequence[int]) -> Tensor:
 
     One image is resized at a time: more than one image's logits at full size are never held.
     """
-    return torch.cat([resized(each[None], size).argmax(1) for each in logits])
+    return torch.cat([logits_at(each[None], tuple(size)).argmax(1) for each in logits])
 
 
 def pixel_counts(predicted: Tensor, labels: Tensor, num_classes: int, ignore_index: int = IGNORE) -> Tensor:

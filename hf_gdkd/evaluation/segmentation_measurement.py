@@ -26,9 +26,10 @@ from ..data.masks import IGNORE
 from ..data.segmentation_views import SegmentationEvalTransform, SegmentationView
 from ..errors import InputError
 from ..training.dataloader_workers import default_workers
+from ..training.label_maps import logits_at
 from ..training.teacher import Teacher, logits_of, mean_prediction
 from .measurement import size_of
-from .segmentation import ConfusionMatrix, predicted_classes, resized, segmentation_metrics
+from .segmentation import ConfusionMatrix, predicted_classes, segmentation_metrics
 
 STRIDE = 2 / 3  # of a window's side, from one window to the next
 
@@ -63,7 +64,7 @@ def slide(model: nn.Module, pixels: Tensor, window: int) -> Tensor:
     for top in _starts(height, window):
         for left in _starts(width, window):
             area = (..., slice(top, top + window), slice(left, left + window))
-            part = resized(logits_of(model(pixels[area])), pixels[area].shape[-2:])
+            part = logits_at(logits_of(model(pixels[area])), tuple(pixels[area].shape[-2:])).float()
             if total.ndim == 0:
                 total = part.new_zeros(*part.shape[:2], height, width)
             total[area] += part
@@ -163,8 +164,8 @@ def measure_segmenters(
 
 def mean_classes(logits: Sequence[Tensor], size: Sequence[int], weights: Sequence[float] | None) -> Tensor:
     """The class of every pixel (N, H, W) by the mean probability of several models' logits (N, C, h, w)."""
-    answers = ([resized(each[None], size).movedim(1, -1) for each in image] for image in zip(*logits, strict=True))
-    return torch.cat([mean_prediction(each, weights).argmax(-1) for each in answers])
+    answers = ([logits_at(each[None], tuple(size)) for each in image] for image in zip(*logits, strict=True))
+    return torch.cat([mean_prediction(each, weights).argmax(1) for each in answers])
 
 
 class _Clock:

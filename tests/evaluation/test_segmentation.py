@@ -7,8 +7,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from sklearn.metrics import confusion_matrix, jaccard_score
+from tiny_training import config
+from torch import nn
 from transformers import EvalPrediction
 
+from hf_gdkd import GDKDTrainer
 from hf_gdkd.data.masks import IGNORE
 from hf_gdkd.errors import InputError
 from hf_gdkd.evaluation.segmentation import (
@@ -121,3 +124,36 @@ def test_a_trainer_keeps_counts_alone_and_gets_the_metrics_of_all_batches():
             assert kept.shape[1:] == (CLASSES, CLASSES)
             found = metrics(EvalPrediction(predictions=kept, label_ids=labels[part]), compute_result=part.stop == 5)
         assert found == {key: direct[key] for key in ("mean_iou", "pixel_accuracy")}
+
+
+class Conv(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(3, CLASSES, 3, stride=2, padding=1)
+
+    def forward(self, pixel_values):
+        return self.layer(pixel_values)
+
+
+def test_the_trainer_evaluates_with_them_and_keeps_no_prediction(tmp_path):
+    """Five images in batches of two; what evaluate says is that of all pixels together."""
+    g = torch.Generator().manual_seed(0)
+    pixels, (_, labels) = torch.randn(5, 3, 9, 7, generator=g), masks()
+    rows = [{"pixel_values": each, "labels": label} for each, label in zip(pixels, labels, strict=True)]
+    kept, metrics = [], SegmentationMetrics(CLASSES)
+
+    def compute_metrics(prediction, compute_result):
+        kept.append(tuple(prediction.predictions.shape))
+        return metrics(prediction, compute_result)
+
+    args = config(tmp_path, "ce", batch_eval_metrics=True, per_device_eval_batch_size=2)
+    trainer = GDKDTrainer(
+        Conv(), args=args, train_dataset=rows, eval_dataset=rows,
+        compute_metrics=compute_metrics, preprocess_logits_for_metrics=metrics.preprocess,
+    )  # fmt: skip
+    found = trainer.evaluate()
+    with torch.no_grad():
+        direct = segmentation_metrics(pixel_counts(predicted_classes(Conv()(pixels), (9, 7)), labels, CLASSES))
+    assert {key: found[f"eval_{key}"] for key in ("mean_iou", "pixel_accuracy")}.items() <= direct.items()
+    assert kept == [(2, CLASSES, CLASSES)] * 2 + [(1, CLASSES, CLASSES)]
