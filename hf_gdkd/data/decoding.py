@@ -172,13 +172,13 @@ class Opened(Sequence):
         image, mask = sample["image"], sample.get("labels")
         masked = isinstance(mask, PILImage.Image)
         if masked:
-            check_size(image, mask, number)
+            check_size(image, mask, f"mask in row {number}")
         if ((3 + masked) * image.width * image.height + KEPT_OVERHEAD) * len(self) <= KEPT_BYTES:
             self._kept[row] = dict(sample)
         return sample
 
 
-def check_size(image: PILImage.Image, mask: PILImage.Image, row: object) -> None:
+def check_size(image: PILImage.Image, mask: PILImage.Image, what: str) -> None:
     """Refuse a mask that is not of its image's size.
 
     Raises:
@@ -186,8 +186,8 @@ def check_size(image: PILImage.Image, mask: PILImage.Image, row: object) -> None
     """
     if image.size != mask.size:
         raise InputError(
-            f"row {row} has an image of {image.width} x {image.height} pixels and a mask of {mask.width} x "
-            f"{mask.height}, expected the same: pair each image with its own mask, at full size."
+            f"{what} has {mask.width} x {mask.height} pixels and its image {image.width} x {image.height}, expected "
+            "the same: pair each image with its own mask, at full size."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import InputError
@@ -13,6 +13,7 @@ from .masks import IGNORE, MaskReader, as_number, shown, unknown
 logger = logging.getLogger(__name__)
 
 Colour = tuple[int, int, int]
+Place = tuple[int, str]  # a row, and what it is called: "data set x, split train: mask in row 3"
 
 NO_CLASS = {"background", "unlabeled", "unlabelled", "unknown", "void", "ignore", "other", "others", "none", "no label"}
 MOST_CLASSES = IGNORE  # a mask has no more ids than these, 0 to 254
@@ -28,17 +29,31 @@ class ModelClasses:
 
 @dataclass
 class Stored:
-    """The values of many masks: each with the row that first has it; `colours_of` is what a palette says of an id."""
+    """The values of many masks, each with the mask that first has it; `colours_of` is what a palette says of an id."""
 
-    ids: dict[int, int] = field(default_factory=dict)
-    colours: dict[int, int] = field(default_factory=dict)
+    ids: dict[int, Place] = field(default_factory=dict)
+    colours: dict[int, Place] = field(default_factory=dict)
     colours_of: dict[int, set[int]] = field(default_factory=dict)
-    where: str = ""  # "data set x, split train: "
 
     @property
     def in_colour(self) -> bool:
         """Whether the ids are no ids: there are colours, or a palette that is not the same in all masks."""
         return bool(self.colours) or any(len(each) > 1 for each in self.colours_of.values())
+
+    def add(self, other: Stored) -> None:
+        for values, some in ((self.ids, other.ids), (self.colours, other.colours)):
+            for value, place in some.items():
+                values[value] = min(place, values.get(value, place))
+        for value, colours in other.colours_of.items():
+            self.colours_of.setdefault(value, set()).update(colours)
+
+    def all_colours(self) -> dict[int, Place]:
+        """The colours, with those of the palette and of grey ids."""
+        found = dict(self.colours)
+        for value, place in self.ids.items():
+            for colour in self.colours_of.get(value, {value * 0x010101}):
+                found[colour] = min(place, found.get(colour, place))
+        return found
 
 
 @dataclass
@@ -54,7 +69,7 @@ class LabelSpace:
 
 def find_label_space(
     name: str,
-    stored: Stored,
+    splits: Mapping[str, Stored],
     id2label: Mapping[int, str] | None = None,
     palette: Mapping[str, Colour] | None = None,
     models: Sequence[ModelClasses] = (),
@@ -64,16 +79,19 @@ def find_label_space(
 
     Args:
         name: of the data set.
-        stored: the values that its masks hold.
+        splits: the values that the masks of each split hold.
         id2label: {id: class} as the data set says; None: it does not.
         palette: {class: colour} as the data set says; "ignore" is the colour of no class.
         models: teachers, then the student: those that have classes of their own already.
         reduce_labels: whether 0 means no class and the other ids are one too large; None: found out.
 
     Raises:
-        InputError: classes without names; a value without a class; ids where only 0 and 255 occur; no pixel at all
-            that has a class.
+        InputError: classes without names; a value without a class; ids where only 0 and 255 occur; a split without a
+            pixel that has a class.
     """
+    stored = Stored()
+    for each in splits.values():
+        stored.add(each)
     greys = palette is not None and all(len({*colour}) == 1 for colour in palette.values())
     if stored.in_colour or (greys and not stored.colours_of):
         space = _of_colours(name, stored, id2label, palette)
@@ -84,17 +102,19 @@ def find_label_space(
         raise InputError(
             f"data set {name} has {len(space.names)} classes, expected at most {MOST_CLASSES}: 255 means no class."
         )
-    values = _colours_found(stored) if space.reader.in_colour else stored.ids
-    if outside := [value for value in values if value not in space.reader.table]:
-        row = min(values[value] for value in outside)
-        first = [value for value in outside if values[value] == row]
-        what = f"{stored.where}mask in row {row}"
-        raise InputError(unknown(first, space.reader.table, what, in_colour=space.reader.in_colour))
-    if all(space.reader.table[value] == IGNORE for value in values):
-        raise InputError(
-            f"data set {name} has no pixel with a class: all masks hold {', '.join(map(str, sorted(values)))} alone, "
-            "which mean none; use the split or the column of the masks that are labelled."
-        )
+    reader = space.reader
+    for split, each in splits.items():
+        values = each.all_colours() if reader.in_colour else each.ids
+        if outside := {value: place for value, place in values.items() if value not in reader.table}:
+            row, what = min(outside.values())
+            first = [value for value, place in outside.items() if place == (row, what)]
+            raise InputError(unknown(first, reader.table, what, in_colour=reader.in_colour))
+        if all(reader.table[value] == IGNORE for value in values):
+            raise InputError(
+                f"data set {name}, split {split}, has no pixel with a class: all its masks hold "
+                f"{_few_colours(values) if reader.in_colour else _few(values)} alone, which mean none; use a split or "
+                "a column of masks that are labelled."
+            )
     for note in space.notes:
         logger.warning(note)
     return space
@@ -146,8 +166,9 @@ def _reduced(
         return False, named
     without_first = any(_same(model.names, names[1:]) and (model.reduce_labels or asked) for model in models)
     too_many = max(ids, default=0) == len(names)  # the names begin with the class of 1
-    as_models = any(model.reduce_labels and _same(model.names, names) for model in models)
-    if without_first or (asked and not too_many and not as_models and names[0].lower() in NO_CLASS):
+    named_none = names[0].casefold() in NO_CLASS  # then a processor's word on these names is a leftover
+    as_models = not named_none and any(model.reduce_labels and _same(model.names, names) for model in models)
+    if without_first or (asked and named_none and not too_many):
         return True, dict(enumerate(names[1:]))
     return bool(asked or as_models or (too_many and 0 in ids)), named
 
@@ -165,9 +186,9 @@ def _is_cityscapes(name: str, id2label: Mapping[int, str] | None, models: Sequen
 
 
 def _cityscapes(name: str, stored: Stored, id2label: Mapping[int, str] | None) -> LabelSpace:
-    """Raw ids where a mask has one that no training id is; the ids of id2label are raw too."""
+    """Raw ids where a mask has one above 19 (traffic sign, sky, car), and where id2label names them."""
     colours = list(CITYSCAPES_COLOURS.values())
-    if id2label is None and not any(len(CITYSCAPES_CLASSES) <= value < IGNORE for value in stored.ids):
+    if id2label is None and not any(len(CITYSCAPES_CLASSES) < value < IGNORE for value in stored.ids):
         table = {i: i for i in range(len(CITYSCAPES_CLASSES))} | {IGNORE: IGNORE}
         note = f"Masks of {name}: Cityscapes' 19 training ids, as they are."
         return LabelSpace(CITYSCAPES_CLASSES, MaskReader(table), colours=colours, notes=[note])
@@ -193,13 +214,13 @@ def _colours(space: LabelSpace, stored: Stored, palette: Mapping[str, Colour] | 
 def _of_colours(
     name: str, stored: Stored, id2label: Mapping[int, str] | None, palette: Mapping[str, Colour] | None
 ) -> LabelSpace:
-    notes, values = [], _colours_found(stored)
+    notes, values = [], stored.all_colours()
     if palette is None:
         palette = _known_palette(values)
         if palette is None:
             raise InputError(
-                f"{stored.where}mask in row {min(stored.colours.values(), default=0)} has colours whose classes are "
-                f"unknown ({_few_colours(stored.colours or values)}): name every colour in palette.json, as "
+                f"{min(values.values())[1]} has colours whose classes are unknown "
+                f"({_few_colours(stored.colours or values)}): name every colour in palette.json, as "
                 "{class: [red, green, blue]}, beside the data or with --palette; those called ignore have no class."
             )
         notes.append(f"Masks of {name}: colours of {'Pascal VOC' if 'sofa' in palette else 'Cityscapes'}, all known.")
@@ -217,32 +238,23 @@ def _of_colours(
     return LabelSpace(names, MaskReader(table, in_colour=True), False, [palette[each] for each in names], notes)
 
 
-def _known_palette(values: Mapping[int, int]) -> dict[str, Colour] | None:
+def _known_palette(values: Collection[int]) -> dict[str, Colour] | None:
     """Cityscapes' or Pascal VOC's colours, where three or more occur and no others."""
     untrained = {f"({name})": colour for name, _, colour in CITYSCAPES if colour not in CITYSCAPES_COLOURS.values()}
     for known in (CITYSCAPES_COLOURS | untrained, VOC_COLOURS | {"ignore": VOC_BORDER}):
-        if values.keys() <= {as_number(colour) for colour in known.values()} and len(values) >= 3:
+        if {*values} <= {as_number(colour) for colour in known.values()} and len(values) >= 3:
             return known
     return None
-
-
-def _colours_found(stored: Stored) -> dict[int, int]:
-    """Every colour of the masks with the row that first has it: grey ids and those of a palette count too."""
-    found = dict(stored.colours)
-    for value, row in stored.ids.items():
-        for colour in stored.colours_of.get(value, {value * 0x010101}):
-            found[colour] = min(row, found.get(colour, row))
-    return found
 
 
 def _channels(colour: int) -> Colour:
     return colour >> 16, colour >> 8 & 255, colour & 255
 
 
-def _few(ids: set[int]) -> str:
+def _few(ids: Collection[int]) -> str:
     listed = sorted(ids)
     return ", ".join(map(str, listed[:10])) + (f", ... {listed[-1]}" if len(listed) > 10 else "")
 
 
-def _few_colours(colours: Mapping[int, int]) -> str:
+def _few_colours(colours: Collection[int]) -> str:
     return ", ".join(map(shown, list(colours)[:5])) + (f" and {len(colours) - 5} more" if len(colours) > 5 else "")

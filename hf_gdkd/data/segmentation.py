@@ -71,9 +71,10 @@ def load_segmentation(
     splits = read_splits(name, source, revision, wanted)
     image, mask = find_mask_columns(name, next(iter(splits.values())), image_column, label_column)
     splits = {split: numbered(_pairs(name, rows, image, mask, source.folder)) for split, rows in splits.items()}
-    stored, bad_images = Stored(), 0
+    stored, bad_images = {}, 0
     for split, rows in splits.items():
-        splits[split], bad = _check(rows, f"data set {name}, split {split}: ", stored, skip=on_bad_image == "skip")
+        what = f"data set {name}, split {split}: "
+        splits[split], stored[split], bad = _check(rows, what, skip=on_bad_image == "skip")
         bad_images += bad
     named = _id2label(name, source, id2label) if id2label or written is None else written
     space = find_label_space(name, stored, named, _palette(name, source, palette), models, reduce_labels)
@@ -116,8 +117,8 @@ def _pairs(name: str, rows: Dataset, image: str, mask: str, folder: str | None) 
     return rows.rename_columns({old: new for old, new in names.items() if old != new})
 
 
-def _check(rows: Dataset, what: str, stored: Stored, *, skip: bool) -> tuple[Dataset, int]:
-    """The rows whose images and masks can be read, how many others there are; `stored` gets the masks' values.
+def _check(rows: Dataset, what: str, *, skip: bool) -> tuple[Dataset, Stored, int]:
+    """The rows whose images and masks can be read, the values of these masks, and how many other rows there are.
 
     Of a data set of over 20,000 rows so many are looked at, spread evenly, unless bad ones are skipped.
 
@@ -136,51 +137,44 @@ def _check(rows: Dataset, what: str, stored: Stored, *, skip: bool) -> tuple[Dat
         except ImageError as error:
             return error
 
-    bad, found = [], Stored()
+    bad, found, stored = [], Stored(), Stored()
     for index, one in inspected(looked_at, look, what):
         if not isinstance(one, ImageError):
-            _merge(found, one)
+            found.add(one)
         elif not skip:
             raise one
         else:
             bad.append(int(looked_at[index]))
     for some in of_all(found):
-        _merge(stored, some)
-    stored.where = stored.where or what
-    return leave_out(rows, [row for each in of_all(bad) for row in each], what)
+        stored.add(some)
+    rows, left_out = leave_out(rows, [row for each in of_all(bad) for row in each], what)
+    return rows, stored, left_out
 
 
 def _values(sample: Mapping[str, Any], what: str) -> Stored:
     """What the mask of one row holds."""
     row = sample[ROW]
     image = open_image(sample["image"], f"{what}image in row {row}")
-    mask = open_mask(sample["labels"], f"{what}mask in row {row}")
-    check_size(image, mask, row)
-    values = ids(mask, f"{what}mask in row {row}")
+    place = row, what = row, f"{what}mask in row {row}"
+    mask = open_mask(sample["labels"], what)
+    check_size(image, mask, what)
+    values = ids(mask, what)
     if values is None:
         counted = mask.getcolors(MOST_COLOURS)
         if counted is None:
             raise InputError(
-                f"{what}mask in row {row} has over {MOST_COLOURS} colours, expected one a class: it is a picture, or a "
-                "mask that was resized with interpolation; use masks as they were drawn, or another --label_column."
+                f"{what} has over {MOST_COLOURS} colours, expected one a class: it is a picture, or a mask that was "
+                "resized with interpolation; use masks as they were drawn, or another --label_column."
             )
-        return Stored(colours={as_number(colour): row for _, colour in counted})
+        return Stored(colours={as_number(colour): place for _, colour in counted})
     found = np.flatnonzero(np.bincount(values.ravel())) if values.dtype == np.uint8 else np.unique(values)
-    stored = Stored(ids={int(value): row for value in found})
+    stored = Stored(ids={int(value): place for value in found})
     if mask.mode == "P":
         colours = np.array(mask.getpalette("RGB"), np.int64).reshape(-1, 3)
         stored.colours_of = {
             value: {as_number(colours[value].tolist())} for value in stored.ids if value < len(colours)
         }
     return stored
-
-
-def _merge(stored: Stored, one: Stored) -> None:
-    for all_values, some in ((stored.ids, one.ids), (stored.colours, one.colours)):
-        for value, row in some.items():
-            all_values[value] = min(row, all_values.get(value, row))
-    for value, colours in one.colours_of.items():
-        stored.colours_of.setdefault(value, set()).update(colours)
 
 
 # -- what is written beside the data ---------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from .image_folder import SPLITS, find_layout, log_layout, scan
 logger = logging.getLogger(__name__)
 
 TABLES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}  # files that may name images beside them
+NO_TABLES = ("id2label.json", "palette.json")  # what the classes of masks are called, and their colours
 SHARDS = (".parquet", ".arrow", ".tar")  # files that hold images
 
 
@@ -72,6 +73,8 @@ def open_source(
     """
     if name == "digits":
         return Source(("train", "test"), lambda split: load_digits()[split], _no_stream)
+    if name == "digit-scenes":
+        raise InputError("digit-scenes has a class for each pixel: use --task semantic-segmentation, or digits.")
     if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1 or name in FORMATS):
         raise InputError(
             f"there is no folder {name}: use an existing folder of images, an id on the Hub, or digits"
@@ -161,7 +164,7 @@ def _of_folder(name: str, config: str | None, labels: bool | None) -> Source:
         return _of_library(path, config, folder=path)
     root = scan(path)
     others, images = root.other_files(), root.count()
-    tables = next((names for suffix in TABLES if (names := sorted(map(str, Path(path).glob(f"*{suffix}"))))), [])
+    tables = next((names for suffix in TABLES if (names := _tables(path, suffix))), [])
     if images > sum(others[suffix] for suffix in SHARDS):
         try:
             layout = find_layout(root, name, labels)
@@ -176,6 +179,10 @@ def _of_folder(name: str, config: str | None, labels: bool | None) -> Source:
     if others.keys() <= {".zip", ".md", ".txt", "hidden"} and others[".zip"]:
         raise InputError(f"folder {name} holds {others['.zip']} archives and no images: unpack them.")
     return _of_library(path, folder=path)
+
+
+def _tables(path: str, suffix: str) -> list[str]:
+    return sorted(str(file) for file in Path(path).glob(f"*{suffix}") if file.name not in NO_TABLES)
 
 
 def _of_rows(splits: Sequence[str], read: Callable[[str], Dataset], folder: str) -> Source:

@@ -9,18 +9,24 @@ import numpy as np
 from datasets import load_dataset
 from matplotlib.ft2font import FT2Font
 
+from hf_gdkd.data import load_segmentation
 from hf_gdkd.scripts import make_data
 
 FONTS = Path(matplotlib.get_data_path(), "fonts/ttf")
 
 
+def idx_files(folder, pixels, labels):
+    """pixels (2, N, 28, 28), labels (N,): of the training images, and of the others."""
+    count = len(labels)
+    for i, name in enumerate(("train", "t10k")):
+        images = struct.pack(">4i", 2051, count, 28, 28) + pixels[i].tobytes()
+        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
+        (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(struct.pack(">2i", 2049, count) + labels))
+
+
 def test_idx_files_become_rows(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 28, 28), dtype=np.uint8)
-    for i, name in enumerate(("train", "t10k")):
-        images = struct.pack(">4i", 2051, 6, 28, 28) + pixels[i].tobytes()
-        (tmp_path / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
-        labels = struct.pack(">2i", 2049, 6) + bytes([9, 0, 3, 3, 1, 2])
-        (tmp_path / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    idx_files(tmp_path, pixels, bytes([9, 0, 3, 3, 1, 2]))
     make_data.main(["fashion-mnist", str(tmp_path), str(tmp_path / "out")])
     data = load_dataset(str(tmp_path / "out"))
     for i, split in enumerate(("train", "test")):
@@ -63,3 +69,27 @@ def test_fonts_that_draw_the_same_for_all_are_left_out(monkeypatch):
     one = make_data.draw(str(FONTS / "DejaVuSans.ttf"))
     monkeypatch.setattr(make_data, "draw", lambda path: [one[8]] * 62)
     assert all(not labels for _, labels in make_data.glyphs(FONTS)[0].values())
+
+
+def test_no_garment_is_in_the_scenes_of_two_splits(tmp_path, monkeypatch):
+    """Each garment is a disc of its own brightness, which tells in a scene which garment it is."""
+    y, x = np.mgrid[:28, :28] - 13.5
+    values = np.arange(100, 228, dtype=np.uint8).reshape(2, 64, 1, 1)
+    idx_files(tmp_path, np.where(y**2 + x**2 < 150, values, 0).astype(np.uint8), bytes(i % 10 for i in range(64)))
+    monkeypatch.setattr(make_data, "SCENES", {"train": 40, "validation": 20, "test": 30})
+    make_data.main(["fashion-scenes", str(tmp_path), str(tmp_path / "out")])
+    data = load_segmentation(str(tmp_path / "out"), eval_split="test")
+    assert data.label_names == ["background", *make_data.FASHION] and (len(data.train), len(data.eval)) == (40, 30)
+    splits = {"train": data.train, "test": data.eval}
+    splits["validation"] = load_segmentation(str(tmp_path / "out"), eval_only=True).eval
+    seen = {}
+    for split, rows in splits.items():
+        seen[split] = set()
+        for row in rows:
+            image, mask = np.asarray(row["image"]), np.asarray(row["labels"])
+            assert image.shape == mask.shape == (64, 64) and 255 in mask and 0 in mask
+            values = {int(value) for value in np.unique(image[(mask > 0) & (mask < 255)]) if value >= 100}
+            classes = {(value - 100) % 64 % 10 + 1 for value in values}
+            assert classes >= {*np.unique(mask).tolist()} - {0, 255}
+            seen[split] |= {int(np.median(image[mask == each])) for each in np.unique(mask) if 0 < each < 255}
+    assert not (seen["train"] & seen["test"] or seen["train"] & seen["validation"] or seen["validation"] & seen["test"])
