@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image, IterableDataset, Value
+from datasets.table import InMemoryTable
 
 from ..errors import InputError
 from .image_folder import image_suffixes
@@ -168,8 +169,10 @@ def absolute_paths(name: str, rows: Rows, column: str, folder: str | None) -> Ro
             f"data set {name} has relative paths of images in the column {column}, which cannot be streamed: use "
             "absolute paths, or leave --streaming out."
         )
-    paths = [path and os.path.join(bases[0], path) for path in rows[column][:]]
-    return rows.remove_columns(column).add_column(column, paths)
+    table = rows.with_format("arrow")[:]
+    place, paths = table.column_names.index(column), table[column].to_pylist()
+    paths = pa.array([path and os.path.join(bases[0], path) for path in paths], table[column].type)
+    return Dataset(InMemoryTable(table.set_column(place, table.field(place), paths)), rows.info, rows.split)
 
 
 def encode_labels(name: str, splits: Mapping[str, Dataset]) -> dict[str, Dataset]:

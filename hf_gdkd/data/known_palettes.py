@@ -47,6 +47,11 @@ _UNTRAINED = {
 }
 CITYSCAPES_CLASSES = [name for name, _, _ in CITYSCAPES if name not in _UNTRAINED]
 CITYSCAPES_COLOURS = {name: colour for name, _, colour in CITYSCAPES if name not in _UNTRAINED}
+CITYSCAPES_PALETTE = CITYSCAPES_COLOURS | {  # one name a colour
+    name: colour
+    for colour, name in {colour: name for name, _, colour in reversed(CITYSCAPES)}.items()
+    if colour not in CITYSCAPES_COLOURS.values()
+}
 
 VOC_CLASSES = (
     "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "

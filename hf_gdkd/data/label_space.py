@@ -7,7 +7,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import InputError
-from .known_palettes import CITYSCAPES, CITYSCAPES_CLASSES, CITYSCAPES_COLOURS, VOC_BORDER, VOC_COLOURS
+from .known_palettes import (
+    CITYSCAPES,
+    CITYSCAPES_CLASSES,
+    CITYSCAPES_COLOURS,
+    CITYSCAPES_PALETTE,
+    VOC_BORDER,
+    VOC_CLASSES,
+    VOC_COLOURS,
+)
 from .masks import IGNORE, MaskReader, as_number, shown, unknown
 
 logger = logging.getLogger(__name__)
@@ -214,37 +222,39 @@ def _colours(space: LabelSpace, stored: Stored, palette: Mapping[str, Colour] | 
 def _of_colours(
     name: str, stored: Stored, id2label: Mapping[int, str] | None, palette: Mapping[str, Colour] | None
 ) -> LabelSpace:
-    notes, values = [], stored.all_colours()
+    notes, values, known = [], stored.all_colours(), None
     if palette is None:
-        palette = _known_palette(values)
-        if palette is None:
+        known, palette = _known_palette(values)
+        if known is None:
             raise InputError(
                 f"{min(values.values())[1]} has colours whose classes are unknown "
                 f"({_few_colours(stored.colours or values)}): name every colour in palette.json, as "
                 "{class: [red, green, blue]}, beside the data or with --palette; those called ignore have no class."
             )
         notes.append(f"Masks of {name}: colours of {'Pascal VOC' if 'sofa' in palette else 'Cityscapes'}, all known.")
-    names = list(id2label.values()) if id2label is not None else [each for each in palette if each != "ignore"]
+    names = known or [each for each in palette if each != "ignore"]
+    if id2label is not None:
+        names = [each for i, each in sorted(id2label.items()) if 0 <= i != IGNORE]
     if missing := [each for each in names if each not in palette]:
         raise InputError(
             f"data set {name} has no colour for {len(missing)} of its classes, {', '.join(missing[:5])}: name the "
             "colour of every class in palette.json."
         )
     if ignored := [each for each in palette if each not in names and each != "ignore"]:
-        notes.append(f"Masks of {name}: colours of {', '.join(ignored)} mean no class, as id2label.json lacks them.")
+        notes.append(f"Masks of {name}: colours of {', '.join(ignored)} mean no class.")
     table = {as_number(colour): names.index(each) if each in names else IGNORE for each, colour in palette.items()}
     if len(table) < len(palette):
         raise InputError(f"the palette of data set {name} gives one colour to two classes: correct it.")
     return LabelSpace(names, MaskReader(table, in_colour=True), False, [palette[each] for each in names], notes)
 
 
-def _known_palette(values: Collection[int]) -> dict[str, Colour] | None:
-    """Cityscapes' or Pascal VOC's colours, where three or more occur and no others."""
-    untrained = {f"({name})": colour for name, _, colour in CITYSCAPES if colour not in CITYSCAPES_COLOURS.values()}
-    for known in (CITYSCAPES_COLOURS | untrained, VOC_COLOURS | {"ignore": VOC_BORDER}):
-        if {*values} <= {as_number(colour) for colour in known.values()} and len(values) >= 3:
-            return known
-    return None
+def _known_palette(values: Collection[int]) -> tuple[list[str] | None, dict[str, Colour] | None]:
+    """The classes and colours of Cityscapes or Pascal VOC, where three or more of these occur and no others."""
+    voc = VOC_COLOURS | {"ignore": VOC_BORDER}
+    for names, palette in ((CITYSCAPES_CLASSES, CITYSCAPES_PALETTE), (VOC_CLASSES, voc)):
+        if {*values} <= {as_number(colour) for colour in palette.values()} and len(values) >= 3:
+            return names, palette
+    return None, None
 
 
 def _channels(colour: int) -> Colour:

@@ -95,7 +95,7 @@ def _paired(images: Folder, masks: Folder, name: str, split: str) -> list[tuple[
     alone += [each for key, each in of_masks.items() if key not in of_images]
     if alone:
         logger.warning(
-            f"Folder {name}, split {split}: {len(alone)} files without partner are left out ({alone[0][0]})."
+            f"Folder {name}, split {split}: {len(alone)} files without a partner are left out ({alone[0][0]})."
         )
     return [(of_images[key][0], of_masks[key][0]) for key in both]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Image
-from huggingface_hub import DatasetCard, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import DatasetCard, constants, hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from ..errors import InputError, first_sentence
 from .columns import absolute_paths, find_mask_columns
@@ -220,9 +220,9 @@ def _beside(name: str, source: Source, file: str) -> str | None:
         return None
     try:
         return hf_hub_download(name, file, repo_type="dataset", revision=source.revision)
-    except (EntryNotFoundError, LocalEntryNotFoundError):
-        return None
     except Exception as error:  # whatever the Hub makes it stumble on
+        if isinstance(error, RemoteEntryNotFoundError) or constants.is_offline_mode():  # then the cache decides
+            return None
         raise refusal(error, name, source.revision) from error
 
 

@@ -513,3 +513,13 @@ def test_one_row_is_as_in_the_batch():
 def test_collate_takes_soft_labels():
     samples = [{"pixel_values": torch.zeros(3, 2, 2), "soft": [0.25, 0.75]} for _ in range(2)]
     assert collate(samples)["soft"].shape == (2, 2)
+
+
+def test_a_table_of_paths_alone_is_read(tmp_path):
+    """datasets cannot take the last column out of a table and put another in its place."""
+    for i in range(2):
+        picture(i).save(tmp_path / f"{i}.png")
+    (tmp_path / "train.csv").write_text("image\n0.png\n1.png\n")
+    (tmp_path / "test.csv").write_text("image\n1.png\n")
+    data = load_data(str(tmp_path), ignore_labels=True)
+    assert data.train[1]["image"].tobytes() == data.eval[0]["image"].tobytes() == picture(1).tobytes()
