@@ -80,11 +80,18 @@ class TeacherCache:
     def read(self, rows: Sequence[int], views: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Logits (N, C) in float32, and which of them are known (N): recorded, and intact."""
         records, known = np.zeros(len(rows), self.record_type), np.zeros(len(rows), bool)
-        for i, (row, view) in enumerate(zip(rows, views, strict=True)):
-            maps = self._open(view)
-            if maps is not None and (checksum := maps[1][row]):
-                records[i] = maps[0][row]
-                known[i] = checksum == _checksum(view, row, records[i].tobytes())
+        rows, views = np.asarray(rows, np.int64), np.asarray(views, np.int64)
+        for view in np.unique(views).tolist():  # mostly one, that of the epoch
+            if (maps := self._open(view)) is None:
+                continue
+            places = np.flatnonzero(views == view)
+            stored, checksums = (each[rows[places]] for each in maps)
+            data, size = memoryview(stored.tobytes()), stored.itemsize
+            known[places] = [
+                checksum and checksum == _checksum(view, row, data[i * size : (i + 1) * size])
+                for i, (row, checksum) in enumerate(zip(rows[places].tolist(), checksums.tolist(), strict=True))
+            ]
+            records[places] = stored
         return decode(records, self.dtype, self.classes), known
 
     def record(self, rows: Sequence[int], views: Sequence[int], logits: np.ndarray) -> None:
@@ -175,7 +182,7 @@ def _check_same(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, An
             )
 
 
-def _checksum(view: int, row: int, data: bytes) -> int:
+def _checksum(view: int, row: int, data: bytes | memoryview) -> int:
     return zlib.crc32(data, zlib.crc32(struct.pack("<II", view, row))) or 1
 
 
