@@ -119,13 +119,15 @@ class Augmented(Dataset):
     def _cached(self, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Sequence], set[str]]:
         """The logits that are cached, by their key in a batch, and the keys of pixels that are then not needed."""
         columns, unneeded = {}, set()
+        rows, views = [s[ROW] for s in samples], [s.pop("view", None) for s in samples]
         for pixels, cache in self.caches.items():
-            logits, known = cache.read([s[ROW] for s in samples], [s["view"] for s in samples])
-            columns[logits_key(pixels)] = logits
+            logits, known = cache.read(rows, views)
+            columns[logits_key(pixels)] = torch.from_numpy(logits)
             if known.all():
                 unneeded.add(pixels)
             else:
-                columns[f"{logits_key(pixels)}_known"] = known
+                columns[f"{logits_key(pixels)}_known"] = torch.from_numpy(known)
+                columns["view"] = views
         return columns, unneeded
 
     def _draw(self, index: int) -> dict[str, object]:

@@ -177,8 +177,14 @@ class Views:
 
     def see(self, crops: Sequence[PILImage.Image], without: Collection[str] = ()) -> dict[str, Tensor]:
         """Every view of the crops, by its key in the batch; those that nobody needs are left out."""
-        needed = {name: view for name, view in self.views.items() if name not in without}
-        return {name: view.squash(crops) if self.normalizes else view.resize(crops) for name, view in needed.items()}
+        seen: dict[str, Tensor] = {}
+        for name, view in self.views.items():
+            if name not in without:
+                alike = next((other for other in seen if self.views[other].same_geometry(view)), None)
+                seen[name] = view.resize(crops) if alike is None else seen[alike]
+        return {
+            name: self.views[name].normalize(pixels) if self.normalizes else pixels for name, pixels in seen.items()
+        }
 
 
 class TrainTransform(Views):

@@ -410,6 +410,18 @@ def test_same_geometry_and_normalization():
     assert not View(blue_first).same_geometry(View(red_first))
 
 
+def test_crops_are_resized_once_for_views_that_differ_in_mean_and_std_alone(monkeypatch):
+    views = [View(transformers.ViTImageProcessor(size=CROP, image_mean=[mean] * 3)) for mean in (0.1, 0.4)]
+    views.append(View(transformers.ViTImageProcessor(size={"height": 7, "width": 9})))
+    crops, resized = [picture(0), picture(1)], []
+    expected = [view.squash(crops) for view in views]
+    resize = View.resize
+    monkeypatch.setattr(View, "resize", lambda view, crops: resized.append(view) or resize(view, crops))
+    seen = TrainTransform(views[0], {"one": views[1], "other": views[2]}).see(crops)
+    torch.testing.assert_close(list(seen.values()), expected, rtol=0, atol=0)
+    assert resized == [views[0], views[2]]
+
+
 def test_view_of_patches_is_refused():
     refusal(lambda: View(transformers.Siglip2ImageProcessor()), "Siglip2ImageProcessor", "(256, 768)")
 
