@@ -21,7 +21,7 @@ from typing import Any
 from hf_gdkd.commands.arguments.other_flags import replay_parser
 from hf_gdkd.commands.arguments.parsing import parse
 from hf_gdkd.commands.running import quiet, run
-from hf_gdkd.commands.teachers import load_matched
+from hf_gdkd.commands.teachers import teacher_of_step
 from hf_gdkd.data.datasets import collate
 from hf_gdkd.data.views import View
 from hf_gdkd.errors import InputError
@@ -51,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         student = load_model(str(checkpoint), trust_remote_code=script.trust_remote_code)
         view = View(load_processor(str(checkpoint), trust_remote_code=script.trust_remote_code))
         names = class_names(student)
-        teachers = [load_matched(script, args, i, names, view) for i in range(len(script.teachers()))]
-        samples = [{name: values[i] for name, values in first.batches[0].items()} for i in range(2)]
+        batch = first.batches[0]
+        teachers = [teacher_of_step(script, args, i, names, view, batch) for i in range(len(script.teachers()))]
+        samples = [{name: values[i] for name, values in batch.items()} for i in range(2)]
         trainer = GDKDTrainer(
             student,
             Ensemble(teachers, script.teacher_weights) if len(teachers) > 1 else next(iter(teachers), None),

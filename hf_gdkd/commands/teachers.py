@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..data.cache_records import kept_classes
 from ..data.fingerprint import fingerprint
 from ..data.loading import Data
 from ..data.selection import ROW
-from ..data.teacher_cache import DESCRIPTION, TeacherCache, read_description
+from ..data.teacher_cache import DESCRIPTION, TeacherCache, logits_key, read_description
 from ..data.views import View
 from ..errors import InputError
 from ..evaluation.measurement import check_teacher
@@ -116,6 +117,30 @@ def load_matched(
     source = {"revision": revision, "trust_remote_code": script.trust_remote_code}
     teacher = Teacher.load(name, dtype=args.teacher_dtype, pixels=_pixels(i), **source)
     teacher.match(label_names, view, _label_map(script, i), data_name=data_name)
+    return teacher
+
+
+def teacher_of_step(
+    script: DistillArguments,
+    args: GDKDConfig,
+    i: int,
+    label_names: Sequence[str],
+    view: View,
+    batch: Mapping[str, Tensor],
+) -> Teacher | CachedTeacher:
+    """A run's teacher number i, to repeat a step: live, or reading the logits that its batches had from a cache."""
+
+    def load() -> Teacher:
+        teacher = load_matched(script, args, i, label_names, view)
+        place_teacher(teacher, args)
+        return teacher
+
+    if (logits := batch.get(logits_key(_pixels(i)))) is None:
+        return load()
+    nothing = Path(args.output_dir, "no-cache")  # the batches have what was read
+    cache = TeacherCache(nothing, {}, rows=0, classes=logits.shape[-1], views=1, dtype=script.cache_dtype)
+    teacher = CachedTeacher(cache, load, name=script.teachers()[i][0], pixels=_pixels(i))
+    teacher.recording = False
     return teacher
 
 

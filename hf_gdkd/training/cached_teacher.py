@@ -63,8 +63,9 @@ class CachedTeacher(TrainerCallback):
 
     @cached_property
     def live(self) -> Teacher:
-        """The teacher itself, loaded when it is first needed."""
-        teacher = self._load()
+        """The teacher itself, loaded when it is first needed; the training's random numbers are as if it was not."""
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            teacher = self._load()
         if self._compile_options is not None:
             teacher.compile(**self._compile_options)
         return teacher

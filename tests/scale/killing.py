@@ -1,4 +1,5 @@
 """Runs of the kill test: `python killing.py FOLDER` kills runs, resumes them, and writes what happened to results.json.
+With a number of kills after it, only runs that record their teacher's logits are killed, while they do.
 
 The libraries are imported once; each run is a forked child. A kill is planned as `{"call": n}`: SIGKILL at the n-th
 function call or return of the training, counted by a profile hook. With "bytes", no file may grow past that size
@@ -17,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,10 +28,11 @@ import transformers.trainer
 from PIL import Image
 from transformers import PrinterCallback, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from hf_gdkd import GDKDConfig, GDKDTrainer
+from hf_gdkd import GDKDConfig, GDKDTrainer, Teacher
 from hf_gdkd.commands.running import quiet, run
-from hf_gdkd.data.datasets import Augmented, collate
-from hf_gdkd.data.views import TrainTransform, View
+from hf_gdkd.data import Augmented, TrainTransform, View, collate
+from hf_gdkd.data.teacher_cache import TeacherCache
+from hf_gdkd.training.cached_teacher import CachedTeacher
 from hf_gdkd.training.checkpoints import is_complete
 from hf_gdkd.training.ema import EMA
 
@@ -74,6 +77,7 @@ class Watched(GDKDTrainer):
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self.saves: list[list[int]] = []
+        self.records: list[list[int]] = []
 
     def _count(self, *event: object) -> None:
         self.calls += 1
@@ -84,6 +88,16 @@ class Watched(GDKDTrainer):
                 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.kill["bytes"], resource.RLIM_INFINITY))
+
+    def noting(self, record: Callable[..., None]) -> Callable[..., None]:
+        """Recording that notes the calls at which it begins and ends."""
+
+        def noted(*args: object) -> None:
+            begin = self.calls
+            record(*args)
+            self.records.append([begin, self.calls])
+
+        return noted
 
     def train(self, *args: object, **kwargs: object) -> object:
         if self.kill is not None:
@@ -106,21 +120,35 @@ class Watched(GDKDTrainer):
         self.saves[-1].append(self.calls)
 
 
-def train(folder: Path, kill: dict[str, int] | None = None, trainer: type[Watched] = Watched) -> None:
+def cache_of(folder: Path) -> TeacherCache:
+    """Of the logits that a run in this folder records."""
+    return TeacherCache(folder.with_name(f"{folder.name} cache"), {}, rows=SAMPLES, classes=CLASSES, views=2)
+
+
+def train(folder: Path, kill: dict | None = None, trainer: type[Watched] = Watched, cached: bool = False) -> None:
     """One run, or what is left of it, as scripts/distill.py has it."""
     args = GDKDConfig(output_dir=str(folder), **OPTIONS)
     view = View(ViTImageProcessor(size={"height": SIZE, "width": SIZE}))
+    student, teacher, caches = vit(1, hidden_dropout_prob=0.2), vit(2), {}
+    if cached:
+        caches, module = {"teacher_pixel_values": cache_of(folder)}, teacher
+        teacher = CachedTeacher(caches["teacher_pixel_values"], lambda: Teacher(module))
+    transform = TrainTransform(view, dict.fromkeys(caches, view), crop_scale=0.3)
     trainer = trainer(
-        vit(1, hidden_dropout_prob=0.2), vit(2), args, data_collator=collate, processing_class=view.processor,
-        train_dataset=Augmented(rows(SAMPLES), TrainTransform(view, crop_scale=0.3), seed=args.seed),
+        student, teacher, args, data_collator=collate, processing_class=view.processor,
+        train_dataset=Augmented(rows(SAMPLES), transform, seed=args.seed, caches=caches),
         eval_dataset=[{"pixel_values": view.exact([row["image"]])[0], "labels": row["labels"]} for row in rows(9)],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.kill = kill
+    for cache in caches.values():
+        cache.record = trainer.noting(cache.record)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     sys.setprofile(None)
-    (folder / "calls.json").write_text(json.dumps({"all": trainer.calls, "saves": trainer.saves}))
+    (folder / "calls.json").write_text(
+        json.dumps({"all": trainer.calls, "saves": trainer.saves, "records": trainer.records})
+    )
 
 
 def fork(work, *args: object, env: dict[str, str] | None = None) -> int:
@@ -203,10 +231,33 @@ def on_two_processes(folder: Path, trainer: type[Watched] = Watched) -> list[int
     return [code, end(second)]
 
 
-def main(folder: Path) -> None:
-    quiet()
+def kill_recording(folder: Path, kills: int) -> dict[str, dict]:
+    """Kill runs while they record, a third of them in the middle of a write; one more is not killed."""
     r, results = random.Random(SEED), {}
+    results["recording"] = {"ended": [end(fork(train, folder / "recording", {}, Watched, True))]}
+    records = json.loads((folder / "recording/calls.json").read_text())["records"]
+    for i in range(kills):
+        name, plan = f"recording-{i}", {"call": r.randint(*r.choice(records))}
+        if i % 3 == 0:
+            plan["bytes"] = r.randrange(SAMPLES * 2 * CLASSES)
+        ended = [end(fork(train, folder / name, plan, Watched, True))]
+        left = sum(int(cache_of(folder / name).recorded(view).sum()) for view in range(2))
+        ended.append(end(fork(train, folder / name, None, Watched, True)))
+        results[name] = {"plan": plan, "ended": ended, "recorded": left}
+    return results
+
+
+def main(folder: Path, kills: int | None = None) -> None:
+    quiet()
     vit(0).save_pretrained(folder / "first")  # what transformers prepares at the first save, once for all children
+    results = kill_recording(folder, kills or 3)
+    if kills is None:
+        results |= kill_all(folder)
+    (folder / "results.json").write_text(json.dumps(results, indent=2))
+
+
+def kill_all(folder: Path) -> dict[str, dict]:
+    r, results = random.Random(SEED), {}
     start = time.monotonic()
     results["reference"] = {"ended": [end(fork(train, folder / "reference", {}))]}
     seconds = time.monotonic() - start
@@ -237,7 +288,7 @@ def main(folder: Path) -> None:
     killed = on_two_processes(folder / "two killed", DiesBeforeRotation)
     results["two killed"] = {"left": [checkpoints(folder / "two killed")], "killed": killed}
     results["two killed"]["ended"] = on_two_processes(folder / "two killed")
-    (folder / "results.json").write_text(json.dumps(results, indent=2))
+    return results
 
 
 def broken(name: str, folder: Path) -> None:
@@ -246,4 +297,4 @@ def broken(name: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

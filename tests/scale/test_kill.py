@@ -73,6 +73,20 @@ def test_a_full_disk(runs, i):
     assert weights(runs, f"full-{i}") == weights(runs, "reference")
 
 
+def test_a_run_killed_while_it_records_its_teacher_ends_with_the_same_weights_and_cache(runs):
+    """`python tests/scale/killing.py FOLDER 20` does it twenty times."""
+    folder, results, _ = runs
+    caches = {name: f"{name} cache" for name in results if name.startswith("recording")}
+    for name, cache in caches.items():
+        assert weights(runs, name) == weights(runs, "recording")
+        for file in ("view-0000.logits", "view-0001.logits", "view-0000.crc32", "view-0001.crc32"):
+            assert (folder / cache / file).read_bytes() == (folder / "recording cache" / file).read_bytes()
+    killed = [results[name] for name in caches if name != "recording"]
+    signals = [-(signal.SIGXFSZ if "bytes" in result["plan"] else signal.SIGKILL) for result in killed]
+    assert [result["ended"] for result in killed] == [[each, 0] for each in signals] and len(killed) == 3
+    assert any(0 < result["recorded"] < 84 for result in killed)
+
+
 def test_two_processes(runs):
     """Killed as soon as the main process takes a checkpoint for done: it holds the random state of both."""
     result = runs[1]["two killed"]

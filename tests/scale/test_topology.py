@@ -22,6 +22,8 @@ TOPOLOGIES = {  # processes, batch of a process, micro-batches a step
     "two processes": (2, 16, 1),
     "two processes, 2 micro-batches": (2, 8, 2),
 }
+# Runs that record the teacher's logits of the first epoch and read them in the others, and runs that only read them.
+CACHED, FULL = [*TOPOLOGIES, "one process, 2 workers"], "cache of one process"
 # Accelerate evens the last batches of two processes out with the first samples of the epoch.
 REPEATED = [*range(RAGGED), *range(WHOLE - RAGGED)]
 
@@ -42,6 +44,15 @@ def runs(tmp_path_factory):
                     if loss == "fitnet":
                         options["kd_weight"] = 1.0  # its own, 100, diverges at this learning rate
                     jobs.append({"name": name, "indices": indices, "loss": loss, **options})
+        for topology in CACHED:
+            world, batch, accumulation = TOPOLOGIES.get(topology, (1, 32, 1))
+            for kind, cache in (("live", None), ("recorded", f"cache of {topology}"), ("read", FULL)):
+                if world == processes and (kind != "live" or topology == "one process"):
+                    names[topology, kind, "gdkd"] = name = f"run{len(names)}"
+                    options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+                    options |= {"dataloader_num_workers": 2 if "workers" in topology else 0}
+                    job = {"name": name, "indices": list(range(64)), "loss": "gdkd", "mixed": True, "cache": cache}
+                    jobs.append(job | options)
         file = folder / f"{processes}.json"
         file.write_text(json.dumps(jobs))
         launch(file, processes, WORKER)
@@ -82,6 +93,13 @@ def test_repeated_samples_are_the_only_difference_of_two_processes(runs, topolog
     assert_same(runs[topology, "ragged", loss], runs["one process", "repeated", loss])
     with pytest.raises(AssertionError):
         assert_same(runs[topology, "ragged", loss], runs["one process", "ragged", loss])
+
+
+@pytest.mark.parametrize("kind", ["recorded", "read"])
+@pytest.mark.parametrize("topology", CACHED)
+def test_a_cached_teacher_is_the_live_one(runs, topology, kind):
+    """Of mixed pictures, whatever recorded the cache: 5 steps are two and a half epochs of 64 samples."""
+    assert_same(runs[topology, kind, "gdkd"], runs["one process", "live", "gdkd"])
 
 
 @pytest.mark.parametrize("loss", LOSSES)

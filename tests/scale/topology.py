@@ -8,11 +8,16 @@ import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
-from transformers import PrinterCallback
+from transformers import PrinterCallback, ViTImageProcessor
 
-from hf_gdkd import GDKDConfig, GDKDTrainer
+from hf_gdkd import GDKDConfig, GDKDTrainer, Teacher
+from hf_gdkd.data import Augmented, TrainTransform, View, collate
+from hf_gdkd.data.augment import Mix
+from hf_gdkd.data.teacher_cache import TeacherCache
+from hf_gdkd.training.cached_teacher import CachedTeacher
 
 CLASSES, SIZE, LEARNING_RATE = 7, 8, 0.5
 
@@ -33,17 +38,38 @@ def samples(indices: list[int]) -> list[dict[str, torch.Tensor | int]]:
     return [{"pixel_values": pixels[i], "labels": i % CLASSES} for i in indices]
 
 
-def run(folder: Path, name: str, indices: list[int], **options) -> None:
-    """Train once and write the weights and the log."""
+def mixed_views(rows: int, cache: TeacherCache | None) -> Augmented:
+    """Images with one view each, a mixture of two; with the teacher's logits where there is a cache."""
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (rows, SIZE, SIZE, 3), dtype=torch.uint8, generator=g).numpy()
+    images = [{"image": Image.fromarray(p), "labels": i % CLASSES} for i, p in enumerate(pixels)]
+    view = View(ViTImageProcessor(size={"height": SIZE, "width": SIZE}))
+    return Augmented(
+        images, TrainTransform(view, {"teacher_pixel_values": view}, crop_scale=0.5), seed=1, views=1,
+        mix=Mix(CLASSES, (SIZE, SIZE), mixup_alpha=0.4, cutmix_alpha=1.0),
+        caches={} if cache is None else {"teacher_pixel_values": cache},
+    )  # fmt: skip
+
+
+def run(folder: Path, name: str, indices: list[int], mixed: bool = False, cache: str | None = None, **options) -> None:
+    """Train once and write the weights and the log; `mixed` views, whose teacher may be read from a cache."""
     torch.manual_seed(0)
     student, teacher = Student(), Student()
+    data, shared = samples(indices), {}
+    if mixed:
+        stored = cache and TeacherCache(
+            folder / cache, {}, rows=len(indices), classes=CLASSES, views=1, dtype="float32"
+        )
+        data, shared = mixed_views(len(indices), stored or None), {"data_collator": collate}
+        live = Teacher(teacher)
+        teacher = CachedTeacher(stored, lambda: live) if stored else live
     args = GDKDConfig(
         output_dir=str(folder / name), max_steps=5, learning_rate=LEARNING_RATE, lr_scheduler_type="constant",
         optim="sgd", max_grad_norm=0, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
         use_cpu=True, dataloader_pin_memory=False, train_sampling_strategy="sequential", label_smoothing_factor=0.1,
         class_weights=[0.5 + i / 4 for i in range(CLASSES)], **options,
     )  # fmt: skip
-    trainer = GDKDTrainer(student, teacher, args, train_dataset=samples(indices))
+    trainer = GDKDTrainer(student, teacher, args, train_dataset=data, **shared)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     if trainer.is_world_process_zero():

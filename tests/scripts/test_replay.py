@@ -12,6 +12,7 @@ from hf_gdkd.errors import InputError, TrainingError
 from hf_gdkd.scripts.distill import main as distil
 from hf_gdkd.scripts.replay import main
 from hf_gdkd.training.stopped_step import BadStep
+from hf_gdkd.training.teacher import Teacher
 
 CNN = str(Path(__file__).parents[2] / "scripts/demo/cnn")
 WORDS = ["--dataset", "digits", "--student", CNN, "--student_init", "random", "--loss", "ce", "--max_steps", "4"]
@@ -39,6 +40,30 @@ def test_a_run_is_stopped_and_its_step_repeated(tmp_path, capsys, monkeypatch):
     assert repeated["step"] == 3 and repeated["gradients"] == [] and 0 < repeated["found"]["ce"] < math.inf
     out = capsys.readouterr().out
     assert "step 3\n" in out and "(in the run: nan)" in out
+
+
+def test_a_step_whose_teacher_was_read_from_a_cache_reads_the_same_logits(tmp_path, monkeypatch):
+    """The first epoch of two steps is recorded, the second is read: what was read is in the step's batches."""
+    from hf_gdkd.training import label_maps
+
+    monkeypatch.chdir(tmp_path)
+    distil([*WORDS, "--max_steps", "1", "--output_dir", "teacher"])
+    real, calls = label_maps.F.cross_entropy, []
+
+    def spoiled(*args, **options):
+        calls.append(1)
+        return real(*args, **options) * (torch.nan if len(calls) == 3 else 1.0)
+
+    words = [*WORDS, "--loss", "kd", "--teacher", "teacher", "--allow_weak_teacher", "--output_dir", "run"]
+    words += ["--per_device_train_batch_size", "128", "--teacher_cache", "cache", "--cache_views", "1"]
+    with monkeypatch.context() as patch, pytest.raises(TrainingError, match="the loss is not finite in ce"):
+        patch.setattr(label_maps.F, "cross_entropy", spoiled)
+        distil(words)
+    monkeypatch.setattr(Teacher, "load", lambda *args, **kwargs: pytest.fail("the teacher is loaded"))
+    repeated = main(["run/checkpoint-2"])
+    assert (
+        repeated["found"]["kd"] == pytest.approx(repeated["recorded"]["kd"], rel=1e-5) and repeated["gradients"] == []
+    )
 
 
 def test_without_a_step_or_settings(tmp_path):

@@ -108,6 +108,13 @@ def test_a_damaged_record_is_computed_again(tmp_path):
     assert new_cache(tmp_path / "cache").read(range(45), [1] * 45)[1].all()
 
 
+def test_loading_the_teacher_takes_no_random_numbers_of_the_training(tmp_path):
+    teacher = CachedTeacher(new_cache(tmp_path), lambda: make(Counting, 1))
+    before = torch.get_rng_state()
+    assert teacher.live is teacher.live
+    torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
+
+
 def test_a_full_disk_ends_the_recording_not_the_training(tmp_path, monkeypatch, caplog):
     cache, left = new_cache(tmp_path / "cache"), [3]
     record = cache.record
