@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from torch import nn
 from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 
 class Kind(NamedTuple):
@@ -20,3 +22,10 @@ class Kind(NamedTuple):
 
 CLASSIFIER = Kind(AutoModelForImageClassification, "image classifier", "classification head")
 SEGMENTER = Kind(AutoModelForSemanticSegmentation, "semantic segmentation model", "segmentation head")
+
+
+def kind_of(model: nn.Module) -> Kind:
+    """The kind of a model: a segmenter where transformers, or this package, knows its class as one."""
+    known = (*MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.values(),)
+    name = type(model).__name__
+    return SEGMENTER if name in known or name.endswith("ForSemanticSegmentation") else CLASSIFIER

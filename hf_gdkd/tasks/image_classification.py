@@ -1,0 +1,72 @@
+"""Classes of whole images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from ..data.augment import image_augmentation
+from ..data.datasets import Viewed
+from ..data.loading import Data, load_data
+from ..data.views import EvalTransform, TrainTransform, View
+from ..evaluation.measurement import check_teacher, measure, side_by_side
+from ..evaluation.metrics import compute_agreement, compute_metrics
+from ..models.kinds import CLASSIFIER
+from ..models.loading import load_model
+from ..publishing.wording import CLASSIFICATION, WORDINGS
+from ..training.cached_teacher import CachedTeacher
+from ..training.teacher import Teacher
+from .task import Source, Task
+
+
+class ImageClassification(Task):
+    """Each image has one class."""
+
+    words, kind, logged = WORDINGS[CLASSIFICATION], CLASSIFIER, ("top1", "top5", "nll", "ece", "agreement")
+
+    def load_data(self, name: str, *, models: Sequence[Source] = (), **options: Any) -> Data:
+        return load_data(name, **options)
+
+    def load_student(self, student: Source, label_names: Sequence[str], init: str) -> PreTrainedModel:
+        return load_model(student.name, label_names=label_names, init=init, **student.options)
+
+    def view(self, processor: BaseImageProcessor, model: nn.Module | None = None) -> View:
+        return View(processor)
+
+    def transform(self, view: View, others: Mapping[str, View], data: Data, options: Any) -> TrainTransform:
+        return TrainTransform(
+            view,
+            others,
+            crop_scale=data.crop_scale if options.crop_scale is None else options.crop_scale,
+            crop_padding=options.crop_padding,
+            flip=data.flip if options.flip is None else options.flip,
+            augment=image_augmentation(options.auto_augment, options.random_erasing, options.cutout),
+        )
+
+    def evaluation(self, data: Data, view: View, *, label_free: bool) -> dict[str, Any]:
+        metrics = compute_agreement if label_free else compute_metrics
+        return {"eval_dataset": Viewed(data.eval, EvalTransform(view)), "compute_metrics": metrics}
+
+    def check_teacher(self, teacher: Teacher, data: Data, *, allow_weak: bool, device: torch.device) -> None:
+        check_teacher(teacher, data.eval, allow_weak=allow_weak, device=device)
+
+    def measure(self, model: nn.Module, data: Data, view: View, **options: Any) -> tuple[Any, dict[str, Any]]:
+        options.pop("window")
+        return measure(model, data.eval, view, **options)
+
+    def beside(
+        self,
+        answers: Any,
+        teachers: Sequence[Teacher | CachedTeacher],
+        data: Data,
+        weights: Sequence[float] | None,
+        *,
+        labelled: bool,
+        **options: Any,
+    ) -> dict[str, Any]:
+        options.pop("window")
+        return side_by_side(answers, teachers, data.eval, weights=weights, labelled=labelled, **options)

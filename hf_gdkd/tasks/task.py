@@ -1,0 +1,101 @@
+"""The interface of a task: what a run asks it for, from the data set to the numbers in the card."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from ..data.loading import Data
+from ..data.views import View
+from ..models.kinds import Kind
+from ..publishing.wording import Wording
+from ..training.cached_teacher import CachedTeacher
+from ..training.teacher import Teacher
+
+
+class Source(NamedTuple):
+    """A model's name, with what is needed to load it."""
+
+    name: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+
+class Task(ABC):
+    """What differs between tasks; the trainer, checkpoints, teachers and the Hub do not know which it is.
+
+    Attributes:
+        words: how the card names the task, its model and its metrics.
+        kind: which models of transformers do it.
+        logged: the numbers of a measurement that a run logs and may choose its best checkpoint by.
+    """
+
+    words: Wording
+    kind: Kind
+    logged: tuple[str, ...]
+
+    @abstractmethod
+    def load_data(self, name: str, *, models: Sequence[Source] = (), **options: Any) -> Data:
+        """The data set; `models` are the teachers and the student, `options` what the flags say of it."""
+
+    @abstractmethod
+    def load_student(self, student: Source, label_names: Sequence[str], init: str) -> PreTrainedModel:
+        """The student, with a head for these classes."""
+
+    @abstractmethod
+    def view(self, processor: BaseImageProcessor, model: nn.Module | None = None) -> View:
+        """How a model sees images, as its image processor, and where that is not enough the model, says."""
+
+    def finish_processor(self, processor: BaseImageProcessor, data: Data) -> None:
+        """Set what the student's image processor shall say that is saved beside it."""
+
+    @abstractmethod
+    def transform(self, view: View, others: Mapping[str, View], data: Data, options: Any) -> Any:
+        """The random crop and flip of a training sample, and the views of it; `options` are the run's flags."""
+
+    @abstractmethod
+    def evaluation(self, data: Data, view: View, *, label_free: bool) -> dict[str, Any]:
+        """What Trainer needs to evaluate: `eval_dataset` and `compute_metrics`."""
+
+    @abstractmethod
+    def check_teacher(self, teacher: Teacher, data: Data, *, allow_weak: bool, device: torch.device) -> None:
+        """Print how good the teacher is on a few images; an InputError where that is near chance."""
+
+    @abstractmethod
+    def measure(self, model: nn.Module, data: Data, view: View, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """What the model answers to the evaluation rows, for `beside`, and its numbers."""
+
+    @abstractmethod
+    def beside(
+        self,
+        answers: Any,
+        teachers: Sequence[Teacher | CachedTeacher],
+        data: Data,
+        weights: Sequence[float] | None,
+        *,
+        labelled: bool,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """The student's `agreement` with its teachers, and `teachers`: the numbers of each by its name."""
+
+    def draw(
+        self,
+        folder: Path,
+        model: nn.Module,
+        view: View,
+        teachers: Sequence[Teacher | CachedTeacher],
+        data: Data,
+        window: int | None,
+    ) -> None:
+        """Draw what the student answers, where the task has such a picture."""
