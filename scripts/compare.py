@@ -48,11 +48,11 @@ from hf_gdkd.comparison.results import paired, read_reported
 from hf_gdkd.comparison.spec import Comparison, Job, Metrics
 from hf_gdkd.comparison.tables import write_report
 from hf_gdkd.data.decoding import Opened
-from hf_gdkd.data.loading import Data, load_data
+from hf_gdkd.data.loading import Data
 from hf_gdkd.errors import TrainingError
-from hf_gdkd.evaluation.measurement import measure_teacher
 from hf_gdkd.scripts import distill
 from hf_gdkd.scripts.benchmark_losses import peak_mb_of, provenance
+from hf_gdkd.tasks.registry import task_of
 from hf_gdkd.training.teacher import Teacher
 
 
@@ -75,19 +75,21 @@ def peak(job: Job) -> Metrics:
 def test(job: Job) -> Metrics:
     """The numbers of what a run left, `last` epoch and `best`, on the test split."""
     script, args = parse(as_flags(job.flags | {"output_dir": str(job.folder)}))
-    data = _test_data(script.dataset, json.dumps(script.data_options()))
+    task = task_of(script.task)
+    data = _test_data(script.task, script.dataset, json.dumps(script.data_options()))
     numbers = {}
     for epoch, folders in {"last": [job.folder], "best": job.folder.glob("checkpoint-*")}.items():
         for folder in folders:
-            model = Teacher.load(str(folder)).to(args.device)
+            model = Teacher.load(str(folder), kind=task.kind).to(args.device)
             model.match(data.label_names, model.view, data_name=data.name)
-            _, numbers[epoch] = measure_teacher(model, data.eval, device=args.device)
+            options = {"columns": model.columns, "window": script.window, "device": args.device}
+            _, numbers[epoch] = task.measure(model.model, data, model.view, **options)
     return {"best": numbers["last"]} | numbers
 
 
 @lru_cache(1)
-def _test_data(dataset: str, options: str) -> Data:
-    data = load_data(dataset, **json.loads(options))
+def _test_data(task: str, dataset: str, options: str) -> Data:
+    data = task_of(task).load_data(dataset, **json.loads(options))
     data.eval = Opened(data.eval)
     return data
 

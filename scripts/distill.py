@@ -28,12 +28,12 @@ from hf_gdkd.commands.build import training_data
 from hf_gdkd.commands.finishing import finish
 from hf_gdkd.commands.running import quiet, run
 from hf_gdkd.commands.teachers import check_storage, name_classes, prepare_teachers, set_views
-from hf_gdkd.data.datasets import Viewed, collate
-from hf_gdkd.data.loading import load_data
-from hf_gdkd.data.views import EvalTransform, View
+from hf_gdkd.data.datasets import collate
+from hf_gdkd.data.segmentation_views import view_of
 from hf_gdkd.evaluation.measurement import measure_teacher
-from hf_gdkd.evaluation.metrics import compute_agreement, compute_metrics
-from hf_gdkd.models.loading import load_model, load_processor, pin_revision, possible_init
+from hf_gdkd.models.loading import load_processor, pin_revision, possible_init
+from hf_gdkd.tasks.registry import task_of
+from hf_gdkd.tasks.task import Source
 from hf_gdkd.training.config import GDKDConfig
 from hf_gdkd.training.run_files import SettingsWriter, read_run_settings
 from hf_gdkd.training.run_folder import checkpoint_to_resume, in_use
@@ -54,13 +54,17 @@ def distil(script: DistillArguments, args: GDKDConfig, command: str) -> dict[str
     quiet()
     set_seed(args.seed)
 
-    data = load_data(script.dataset, **script.data_options(), seed=args.seed)
-    script.dataset_revision = data.revision
+    task = task_of(script.task)
     script.student_init = possible_init(script.student, script.student_init)
     if script.student_init == "pretrained":
         script.student_revision = pin_revision(script.student, script.student_revision)
     pinned = [pin_revision(*teacher) for teacher in script.teachers()]
     script.teacher_revision = [commit or "none" for commit in pinned] if any(pinned) else None
+    source = Source(script.student, script.student_revision, script.trust_remote_code)
+    models = [Source(*teacher, script.trust_remote_code) for teacher in script.teachers()]
+    models += [source] if script.student_init == "pretrained" else []
+    data = task.load_data(script.dataset, models=models, **script.data_options(), seed=args.seed)
+    script.dataset_revision = data.revision
     check_storage(script, args)
     set_views(script, args, 0 if script.streaming else len(data.train))
     settings = run_settings(script, args)
@@ -68,10 +72,10 @@ def distil(script: DistillArguments, args: GDKDConfig, command: str) -> dict[str
         check_same_run(settings, read_run_settings(Path(checkpoint).parent) or settings)
 
     name_classes(script, data)
-    source = {"revision": script.student_revision, "trust_remote_code": script.trust_remote_code}
-    student = load_model(script.student, label_names=data.label_names, init=script.student_init, **source)
-    processor = load_processor(script.student, init=script.student_init, **source)
-    view = View(processor)
+    student = task.load_student(source, data.label_names, script.student_init)
+    processor = load_processor(script.student, init=script.student_init, **source.options)
+    task.finish_processor(processor, data)
+    view = view_of(processor, student)
     teachers = prepare_teachers(script, args, data, view)
     if script.label_free:
         logits, _ = measure_teacher(teachers[0], data.eval, device=args.device)
@@ -83,10 +87,9 @@ def distil(script: DistillArguments, args: GDKDConfig, command: str) -> dict[str
         teacher_model=Ensemble(teachers, script.teacher_weights) if len(teachers) > 1 else next(iter(teachers), None),
         args=args,
         train_dataset=train,
-        eval_dataset=Viewed(data.eval, EvalTransform(view)),
         processing_class=processor,
         data_collator=collate,
-        compute_metrics=compute_agreement if script.label_free else compute_metrics,
+        **task.evaluation(data, view, label_free=script.label_free),
     )
     if script.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(script.early_stopping_patience))

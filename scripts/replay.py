@@ -23,10 +23,11 @@ from hf_gdkd.commands.arguments.parsing import parse
 from hf_gdkd.commands.running import quiet, run
 from hf_gdkd.commands.teachers import teacher_of_step
 from hf_gdkd.data.datasets import collate
-from hf_gdkd.data.views import View
+from hf_gdkd.data.segmentation_views import view_of
 from hf_gdkd.errors import InputError
 from hf_gdkd.models.heads import class_names
-from hf_gdkd.models.loading import load_model, load_processor
+from hf_gdkd.models.loading import load_processor, load_trained
+from hf_gdkd.tasks.registry import task_of
 from hf_gdkd.training.replay import repeat_step
 from hf_gdkd.training.run_files import SETTINGS_FILE
 from hf_gdkd.training.stopped_step import BadStep
@@ -48,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     quiet()
     with tempfile.TemporaryDirectory() as folder:
         script, args = parse(["--config", str(settings), *flags, "--output_dir", folder, "--report_to", "none"])
-        student = load_model(str(checkpoint), trust_remote_code=script.trust_remote_code)
-        view = View(load_processor(str(checkpoint), trust_remote_code=script.trust_remote_code))
+        source = {"trust_remote_code": script.trust_remote_code}
+        student = load_trained(str(checkpoint), task_of(script.task).kind, **source)
+        view = view_of(load_processor(str(checkpoint), **source), student)
         names = class_names(student)
         batch = first.batches[0]
         teachers = [teacher_of_step(script, args, i, names, view, batch) for i in range(len(script.teachers()))]

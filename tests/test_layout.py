@@ -10,7 +10,7 @@ import pytest
 import hf_gdkd
 
 PACKAGE = Path(hf_gdkd.__file__).parent
-WINGS = "errors hub_client losses models data training evaluation publishing commands comparison scripts".split()
+WINGS = "errors hub_client losses models data training evaluation publishing tasks commands comparison scripts".split()
 PUBLIC = ("GDKDConfig", "GDKDTrainer", "Teacher", "build_loss", "__version__")
 FOLDERS = {"scripts": PACKAGE.parent / "scripts"}
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..data.augment import Mix, image_augmentation
+from ..data.augment import Mix
 from ..data.datasets import Augmented
 from ..data.loading import Data
 from ..data.streaming import AugmentedStream
-from ..data.views import TrainTransform, View
+from ..data.views import View
+from ..tasks import task_of
 from ..training.cached_teacher import CachedTeacher
 from ..training.config import GDKDConfig
 from ..training.teacher import Teacher
@@ -25,14 +26,7 @@ def training_data(
         for teacher in teachers
         if teacher.view is not view and (caches or not view.same_geometry(teacher.view))
     }
-    transform = TrainTransform(
-        view,
-        others,
-        crop_scale=data.crop_scale if script.crop_scale is None else script.crop_scale,
-        crop_padding=script.crop_padding,
-        flip=data.flip if script.flip is None else script.flip,
-        augment=image_augmentation(script.auto_augment, script.random_erasing, script.cutout),
-    )
+    transform = task_of(script.task).transform(view, others, data, script)
     if script.streaming:
         process = {"process_index": args.process_index, "num_processes": args.world_size}
         options = {"skip_bad_images": script.on_bad_image == "skip"}

@@ -12,11 +12,12 @@ from ..data.loading import Data
 from ..data.streaming import AugmentedStream
 from ..data.views import View
 from ..errors import first_sentence
-from ..evaluation.measurement import measure, side_by_side, size_and_speed
+from ..evaluation.measurement import size_and_speed
 from ..models.loading import save_processor
 from ..models.names import resolve_name
 from ..publishing.card import Origin, license_of, write_card
 from ..publishing.upload import push
+from ..tasks import task_of
 from ..training.cached_teacher import CachedTeacher
 from ..training.run_files import best_and_last, draw_training, ms_per_step, write_metrics
 from ..training.teacher import Teacher
@@ -24,8 +25,6 @@ from ..training.trainer import GDKDTrainer
 from .arguments.distill_flags import DistillArguments
 
 logger = logging.getLogger(__name__)
-
-LOGGED = ("top1", "top5", "nll", "ece", "agreement")
 
 
 def finish(
@@ -50,7 +49,8 @@ def finish(
         seconds: how long the training took, from optimizer step `begun` on.
         command: what started the run, for the card.
     """
-    args, folder, judged = trainer.args, trainer.args.output_dir, "agreement" if script.label_free else "top1"
+    task, args, folder = task_of(script.task), trainer.args, trainer.args.output_dir
+    judged = "agreement" if script.label_free else task.words.judged
     trainer.save_model(_internal_call=True)  # nothing is pushed before the card is written
     if trainer.is_world_process_zero():
         save_processor(trainer.processing_class, folder)
@@ -74,19 +74,23 @@ def finish(
                 write_card(folder, origin, args, data, metrics, trainer.hub_model_id if args.push_to_hub else None)
 
     # On every process: each has its share of the rows.
-    logits, options = None, {"device": args.device, "workers": args.dataloader_num_workers}
+    answers, options = None, {"device": args.device, "workers": args.dataloader_num_workers, "window": script.window}
     with _reported("the student was not measured"):
-        logits, numbers = measure(trainer.model, data.eval, view, **options)
+        answers, numbers = task.measure(trainer.model, data, view, **options)
         if script.label_free:  # the labels are the teacher's classes
             numbers = {"agreement": numbers["top1"]} | size_and_speed(numbers)
         metrics |= numbers
     with _reported("the last evaluation was not logged"):
-        trainer.log({f"eval_{key}": metrics[key] for key in LOGGED if key in metrics})
+        trainer.log({f"eval_{key}": metrics[key] for key in task.logged if key in metrics})
     write()
-    if teachers and logits is not None:
+    if teachers and answers is not None:
         with _reported("the teacher was not measured"):
             labelled, weights = not script.label_free, script.teacher_weights
-            metrics |= side_by_side(logits, teachers, data.eval, weights=weights, labelled=labelled, **options)
+            metrics |= task.beside(answers, teachers, data, weights, labelled=labelled, **options)
+        write()
+    if trainer.is_world_process_zero():
+        with _reported("the picture of the answers was not drawn"):
+            task.draw(Path(folder), trainer.model, view, teachers, data, script.window)
         write()
     if trainer.is_world_process_zero():
         with _reported("the picture of the training was not drawn"):
@@ -116,9 +120,10 @@ def _origin(script: DistillArguments, command: str) -> Origin:
     if license is None and pretrained and not Path(script.student).is_dir():
         license = license_of(resolve_name(script.student), script.student_revision)
     files = {"teacher": script.teacher, "student": [script.student], "label_map": script.label_map}
-    files |= {"dataset": [] if script.dataset == "digits" else [script.dataset], "loss_file": [script.loss_file or ""]}
+    files |= {name: [getattr(script, name) or ""] for name in ("loss_file", "id2label", "palette")}
+    files["dataset"] = [] if script.dataset in ("digits", "digit-scenes") else [script.dataset]
     local = [flag for flag, names in files.items() if any(name and Path(name).exists() for name in names or ())]
     return Origin(
         script.student, pretrained, script.teachers(), script.student_revision, script.dataset_revision, license,
-        command, local, script.label_free,
+        command, local, script.label_free, script.task,
     )  # fmt: skip

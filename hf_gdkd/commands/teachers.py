@@ -19,12 +19,12 @@ from ..data.selection import ROW
 from ..data.teacher_cache import DESCRIPTION, TeacherCache, logits_key, read_description
 from ..data.views import View
 from ..errors import InputError
-from ..evaluation.measurement import check_teacher
 from ..losses import FeatureLoss
 from ..models.configuration import names_of, read_config
 from ..models.label_map import load_label_map
 from ..models.loading import load_processor
 from ..models.names import resolve_name
+from ..tasks import task_of
 from ..training.cached_teacher import CachedTeacher
 from ..training.config import GDKDConfig
 from ..training.distributed import place_teacher
@@ -65,7 +65,8 @@ def prepare_teachers(
             teacher = load_matched(script, args, i, data.label_names, view, data_name=data.name)
             place_teacher(teacher, args)
             if not script.label_free:
-                check_teacher(teacher, data.eval, allow_weak=script.allow_weak_teacher, device=args.device)
+                task = task_of(script.task)
+                task.check_teacher(teacher, data, allow_weak=script.allow_weak_teacher, device=args.device)
             return teacher
 
         if script.teacher_cache is None:
@@ -115,7 +116,7 @@ def load_matched(
     """Load a run's teacher number i, and match it to these classes and to the student's view."""
     name, revision = script.teachers()[i]
     source = {"revision": revision, "trust_remote_code": script.trust_remote_code}
-    teacher = Teacher.load(name, dtype=args.teacher_dtype, pixels=_pixels(i), **source)
+    teacher = Teacher.load(name, kind=task_of(script.task).kind, dtype=args.teacher_dtype, pixels=_pixels(i), **source)
     teacher.match(label_names, view, _label_map(script, i), data_name=data_name)
     return teacher
 

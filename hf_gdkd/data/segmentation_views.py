@@ -8,10 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from PIL import Image as PILImage
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from transformers import BaseImageProcessor
 
+from ..models.kinds import SEGMENTER, kind_of
+from ..models.segmentation import takes_any_size
 from .decoding import to_rgb
 from .masks import IGNORE
 from .views import View, Views
@@ -61,6 +63,13 @@ class SegmentationView(View):
     def mean_colour(self) -> tuple[int, int, int]:
         """The mean as (red, green, blue), in whole numbers: about 0 once normalised."""
         return tuple(round(self.mean[self.channels.index(channel)].item()) for channel in range(3))
+
+
+def view_of(processor: BaseImageProcessor, model: nn.Module) -> View:
+    """How a model sees images, as its image processor says, and for a segmenter the model: its size alone, or any."""
+    if kind_of(model) is not SEGMENTER:
+        return View(processor)
+    return SegmentationView(processor, fixed=not takes_any_size(model))
 
 
 class SegmentationTransform(Views):

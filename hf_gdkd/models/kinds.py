@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from torch import nn
 from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 
 class Kind(NamedTuple):
@@ -25,7 +24,6 @@ SEGMENTER = Kind(AutoModelForSemanticSegmentation, "semantic segmentation model"
 
 
 def kind_of(model: nn.Module) -> Kind:
-    """The kind of a model: a segmenter where transformers, or this package, knows its class as one."""
-    known = (*MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.values(),)
-    name = type(model).__name__
-    return SEGMENTER if name in known or name.endswith("ForSemanticSegmentation") else CLASSIFIER
+    """The kind of a model: a segmenter if AutoModelForSemanticSegmentation makes models of its class."""
+    makes, config = AutoModelForSemanticSegmentation._model_mapping, type(getattr(model, "config", None))
+    return SEGMENTER if config in makes and isinstance(model, makes[config]) else CLASSIFIER

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -48,6 +49,19 @@ def load_segmentation_teacher(
         InputError: as `load_segmenter`, and a checkpoint that lacks any part of the model, such as the decoder.
     """
     return load_trained(name, SEGMENTER, revision=revision, trust_remote_code=trust_remote_code)
+
+
+@torch.no_grad()
+def takes_any_size(model: nn.Module) -> bool:
+    """Whether a segmenter takes images of another size than its own, as most do."""
+    training, parameter = model.training, next(model.parameters())
+    try:
+        model.eval()(torch.zeros(1, 3, 96, 160, dtype=parameter.dtype, device=parameter.device))
+    except (ValueError, RuntimeError, AssertionError):
+        return False
+    finally:
+        model.train(training)
+    return True
 
 
 def segment(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, list[tuple[Tensor, float]]]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data.augment import image_augmentation
 from ..data.datasets import Viewed
 from ..data.loading import Data, load_data
 from ..data.views import EvalTransform, TrainTransform, View
-from ..evaluation.measurement import check_teacher, measure, side_by_side
+from ..evaluation.measurement import ALL, check_teacher, measure, side_by_side
 from ..evaluation.metrics import compute_agreement, compute_metrics
 from ..models.kinds import CLASSIFIER
 from ..models.loading import load_model
@@ -34,8 +35,8 @@ class ImageClassification(Task):
     def load_student(self, student: Source, label_names: Sequence[str], init: str) -> PreTrainedModel:
         return load_model(student.name, label_names=label_names, init=init, **student.options)
 
-    def view(self, processor: BaseImageProcessor, model: nn.Module | None = None) -> View:
-        return View(processor)
+    def finish_processor(self, processor: BaseImageProcessor, data: Data) -> None:
+        pass
 
     def transform(self, view: View, others: Mapping[str, View], data: Data, options: Any) -> TrainTransform:
         return TrainTransform(
@@ -54,9 +55,16 @@ class ImageClassification(Task):
     def check_teacher(self, teacher: Teacher, data: Data, *, allow_weak: bool, device: torch.device) -> None:
         check_teacher(teacher, data.eval, allow_weak=allow_weak, device=device)
 
-    def measure(self, model: nn.Module, data: Data, view: View, **options: Any) -> tuple[Any, dict[str, Any]]:
-        options.pop("window")
-        return measure(model, data.eval, view, **options)
+    def measure(
+        self,
+        model: nn.Module,
+        data: Data,
+        view: View,
+        columns: Tensor | None = None,
+        window: int | None = None,
+        **options: Any,
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        return measure(model, data.eval, view, columns=ALL if columns is None else columns.cpu().numpy(), **options)
 
     def beside(
         self,
@@ -66,7 +74,10 @@ class ImageClassification(Task):
         weights: Sequence[float] | None,
         *,
         labelled: bool,
+        window: int | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        options.pop("window")
         return side_by_side(answers, teachers, data.eval, weights=weights, labelled=labelled, **options)
+
+    def draw(self, *args: Any, **options: Any) -> None:
+        pass

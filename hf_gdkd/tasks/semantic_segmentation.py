@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import nn
+from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data.datasets import Viewed
@@ -16,6 +16,7 @@ from ..data.label_space import ModelClasses
 from ..data.loading import Data
 from ..data.segmentation import load_segmentation
 from ..data.segmentation_views import SegmentationEvalTransform, SegmentationTransform, SegmentationView
+from ..data.views import View
 from ..errors import InputError
 from ..evaluation.segmentation import SegmentationMetrics
 from ..evaluation.segmentation_measurement import Segmenter, measure_segmenters
@@ -43,9 +44,6 @@ class SemanticSegmentation(Task):
 
     def load_student(self, student: Source, label_names: Sequence[str], init: str) -> PreTrainedModel:
         return load_segmenter(student.name, label_names=label_names, init=init, **student.options)
-
-    def view(self, processor: BaseImageProcessor, model: nn.Module | None = None) -> SegmentationView:
-        return SegmentationView(processor, fixed=model is not None and not _takes_any_size(model))
 
     def finish_processor(self, processor: BaseImageProcessor, data: Data) -> None:
         if hasattr(processor, "do_reduce_labels"):
@@ -78,8 +76,10 @@ class SemanticSegmentation(Task):
                 "it with --allow_weak_teacher."
             )
 
-    def measure(self, model: nn.Module, data: Data, view: SegmentationView, **options: Any) -> tuple[Segmenter, dict]:
-        student = Segmenter(model, view)
+    def measure(
+        self, model: nn.Module, data: Data, view: SegmentationView, columns: Tensor | None = None, **options: Any
+    ) -> tuple[Segmenter, dict[str, Any]]:
+        student = Segmenter(model, view, columns)
         return student, measure_segmenters([student], data.eval, data.label_names, **options)[0][0]
 
     def beside(
@@ -125,17 +125,3 @@ def _classes(model: Source) -> ModelClasses | None:
         return None
     processor = load_processor(model.name, **model.options)
     return ModelClasses(names_of(config), bool(getattr(processor, "do_reduce_labels", False)))
-
-
-@torch.no_grad()
-def _takes_any_size(model: nn.Module) -> bool:
-    """Whether a model takes an image of another size than its own, as most do."""
-    training = model.training
-    parameter = next(model.parameters())
-    try:
-        model.eval()(torch.zeros(1, 3, 96, 160, dtype=parameter.dtype, device=parameter.device))
-    except (ValueError, RuntimeError, AssertionError):
-        return False
-    finally:
-        model.train(training)
-    return True

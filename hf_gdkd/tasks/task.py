@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from torch.utils.data import Dataset
+from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data.loading import Data
@@ -54,11 +53,8 @@ class Task(ABC):
         """The student, with a head for these classes."""
 
     @abstractmethod
-    def view(self, processor: BaseImageProcessor, model: nn.Module | None = None) -> View:
-        """How a model sees images, as its image processor, and where that is not enough the model, says."""
-
     def finish_processor(self, processor: BaseImageProcessor, data: Data) -> None:
-        """Set what the student's image processor shall say that is saved beside it."""
+        """Set what the image processor that is saved with the student shall say of the data."""
 
     @abstractmethod
     def transform(self, view: View, others: Mapping[str, View], data: Data, options: Any) -> Any:
@@ -73,8 +69,23 @@ class Task(ABC):
         """Print how good the teacher is on a few images; an InputError where that is near chance."""
 
     @abstractmethod
-    def measure(self, model: nn.Module, data: Data, view: View, **options: Any) -> tuple[Any, dict[str, Any]]:
-        """What the model answers to the evaluation rows, for `beside`, and its numbers."""
+    def measure(
+        self,
+        model: nn.Module,
+        data: Data,
+        view: View,
+        columns: Tensor | None = None,
+        window: int | None = None,
+        **options: Any,
+    ) -> tuple[Any, dict[str, Any]]:
+        """What the model answers to the evaluation rows, for `beside`, and its numbers.
+
+        Args:
+            model, data, view: the model, and how it sees the rows.
+            columns: index (C,) of the model's class for each of the data set's; None: the same.
+            window: side of the windows in which maps are evaluated; None: whole images.
+            **options: `device` and `workers`.
+        """
 
     @abstractmethod
     def beside(
@@ -89,6 +100,7 @@ class Task(ABC):
     ) -> dict[str, Any]:
         """The student's `agreement` with its teachers, and `teachers`: the numbers of each by its name."""
 
+    @abstractmethod
     def draw(
         self,
         folder: Path,

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..data.segmentation_views import view_of
 from ..data.views import View
 from ..errors import InputError
 from ..models.class_matching import match_labels
 from ..models.heads import class_names
-from ..models.loading import load_processor, load_teacher
+from ..models.kinds import CLASSIFIER, Kind
+from ..models.loading import load_processor, load_trained
 from .label_maps import logits_at
 
 logger = logging.getLogger(__name__)
@@ -105,14 +107,16 @@ class Teacher:
         cls,
         name: str,
         *,
+        kind: Kind = CLASSIFIER,
         revision: str | None = None,
         trust_remote_code: bool = False,
         **options: Any,
     ) -> Teacher:
         """A teacher with its own view, by the name of a model; see `models.load_teacher` for names and errors."""
         source = {"revision": revision, "trust_remote_code": trust_remote_code}
-        view = View(load_processor(name, **source))
-        return cls(load_teacher(name, **source), view=view, name=name, **options)
+        processor = load_processor(name, **source)
+        model = load_trained(name, kind, **source)
+        return cls(model, view=view_of(processor, model), name=name, **options)
 
     def match(
         self,
@@ -206,7 +210,7 @@ class Teacher:
         student, own, reason = self._student_view, self.view, None
         if student is None:
             reason = "the mean and std of the student's pixels are unknown"
-        elif tuple(pixels.shape[-2:]) != tuple(own.size):
+        elif getattr(own, "fixed", True) and tuple(pixels.shape[-2:]) != tuple(own.size):
             reason = "it takes images of {} x {}, and the batch has {} x {}".format(*own.size, *pixels.shape[-2:])
         elif student.channels != own.channels:
             reason = "its colour channels have another order"

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
 
 from ..errors import InputError
 from ..losses import DistillationLoss, FeatureLoss
+from ..models.kinds import kind_of
 from ..models.segmentation import segment
 from .batches import COLUMNS, BatchTrainer
 from .cached_teacher import CachedTeacher
@@ -23,6 +24,7 @@ from .loader_trainer import pixels_of
 from .loss_log import LossLog
 from .teacher import Ensemble, Teacher, logits_of, num_labels_of
 from .teacher_matching import check_apart, match_to_student, student_view, teachers_of, to_teacher
+from .trainer_arguments import check_arguments
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -95,13 +97,13 @@ class GDKDTrainer(BatchTrainer):
         **kwargs: Any,
     ) -> None:
         args = GDKDConfig() if args is None else args
-        _check_arguments(args, kwargs)
-        if isinstance(teacher_model, str):
-            teacher_model = Teacher.load(teacher_model, dtype=args.teacher_dtype)
+        check_arguments(args, kwargs)
         smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0  # Trainer's own wants a config
         super().__init__(model, args, **kwargs)
         args.label_smoothing_factor = smoothing
         self.label_names = ["labels"]  # Trainer finds none when a plain module's forward takes none
+        if isinstance(teacher_model, str):
+            teacher_model = Teacher.load(teacher_model, kind=kind_of(self.model), dtype=args.teacher_dtype)
         self.teacher = to_teacher(teacher_model, self.model, args)
         self._to_match = [each for each in teachers_of(self.teacher) if not each.matched]
         for each in getattr(self.teacher, "teachers", [self.teacher]):
@@ -269,6 +271,8 @@ class GDKDTrainer(BatchTrainer):
             else:
                 loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
                 logits = outputs["logits"]
+                if (preprocess := getattr(self.compute_metrics, "preprocess", None)) is not None:
+                    logits, labels = preprocess(logits, labels), labels.new_zeros(len(labels))  # all that is gathered
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -278,19 +282,3 @@ class GDKDTrainer(BatchTrainer):
             if self.teacher is not None:
                 logs["kd_ramp"] = self._ramp
         super().log(logs, start_time)
-
-
-def _check_arguments(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
-    """Refuse what Trainer would take and GDKDTrainer has no place for."""
-    if not isinstance(args, GDKDConfig):
-        raise InputError(
-            f"args is a {type(args).__name__}, which names no distillation loss: pass a GDKDConfig, which takes the "
-            "same arguments and those of the loss."
-        )
-    if kwargs.get("compute_loss_func") is not None:
-        raise InputError(
-            "compute_loss_func would take the place of the distillation loss: register the loss under a name "
-            "(hf_gdkd.losses.register_loss), or override compute_loss in a subclass of GDKDTrainer."
-        )
-    if args.label_names not in (None, ["labels"]):
-        raise InputError(f"label_names is {args.label_names}: call the column labels and leave label_names out.")

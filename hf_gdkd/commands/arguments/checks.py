@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ...data.augment import AUTO_AUGMENT
 from ...errors import InputError
+from ...publishing.wording import WORDINGS
 from ...training.config import GDKDConfig
 from ..recipes import check_teacher_is_trained
-from .distill_flags import DistillArguments
+from .distill_flags import TASK_DEFAULTS, TASK_FLAGS, DistillArguments
 
 
 def check_arguments(script: DistillArguments, args: GDKDConfig, needs_student: bool = True) -> None:
@@ -15,6 +16,7 @@ def check_arguments(script: DistillArguments, args: GDKDConfig, needs_student: b
     Raises:
         InputError: the first that is wrong.
     """
+    _check_task(script, args)
     if needs_student and script.student is None:
         raise InputError("no student: use --student (a Hub id, a timm id or a local folder).")
     if script.student_init not in ("pretrained", "random"):
@@ -46,14 +48,35 @@ def check_arguments(script: DistillArguments, args: GDKDConfig, needs_student: b
     _check_augmentation(script, args)
 
 
+def _check_task(script: DistillArguments, args: GDKDConfig) -> None:
+    if script.task not in TASK_FLAGS:
+        raise InputError(f"task is {script.task!r}: choose one of {', '.join(TASK_FLAGS)}.")
+    unset = vars(DistillArguments()) | {"resize_logits": False}
+    for task, flags in TASK_FLAGS.items():
+        for name in flags if task != script.task else ():
+            if (getattr(args, name) if hasattr(args, name) else getattr(script, name)) != unset[name]:
+                raise InputError(f"{name} is for --task {task}, and this run is {script.task}: leave it out.")
+    if args.loss == "cwd" and script.task == "image-classification":
+        raise InputError("loss cwd is for --task semantic-segmentation: choose another loss.")
+    if (size := script.crop_size) is not None and not (len(size) in (1, 2) and min(size) >= 1):
+        raise InputError(f"crop_size is {' '.join(map(str, size))}: use a height and a width, or one side, in pixels.")
+    if (scale := script.scale_range) is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1]):
+        raise InputError(f"scale_range is {' '.join(map(str, scale))}: use two factors above 0, the smaller first.")
+    if script.window is not None and script.window < 1:
+        raise InputError(f"window is {script.window}: use a number of pixels of at least 1.")
+
+
 def _check_evaluation(script: DistillArguments, args: GDKDConfig) -> None:
-    whole = {"batch_eval_metrics": False, "prediction_loss_only": False, "eval_do_concat_batches": True}
+    by_batch = TASK_DEFAULTS[script.task].get("batch_eval_metrics", False)
+    whole = {"batch_eval_metrics": by_batch, "prediction_loss_only": False, "eval_do_concat_batches": True}
     for name, needed in whole.items():
         if getattr(args, name) is not needed:
-            raise InputError(f"{name} is {not needed}, and accuracy needs all predictions at once: leave it out.")
+            needs = "mean IoU needs the predictions by batch" if by_batch else "accuracy needs all predictions at once"
+            raise InputError(f"{name} is {not needed}, and {needs}: leave it out.")
     if "tpu_metrics_debug" in args.debug:
         raise InputError("debug is tpu_metrics_debug, which needs a TPU: leave it out.")
-    metrics = ("loss", "agreement") if script.label_free else ("loss", "top1", "top5", "nll", "ece")
+    columns = [key for _, key, *_ in WORDINGS[script.task].columns]
+    metrics = ("loss", "agreement") if script.label_free else ("loss", *columns)
     if args.metric_for_best_model is not None and args.metric_for_best_model.removeprefix("eval_") not in metrics:
         raise InputError(f"metric_for_best_model is {args.metric_for_best_model}: choose one of {', '.join(metrics)}.")
 

@@ -28,10 +28,34 @@ def _field(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+# By task: where its defaults differ again, and the flags of its own, which the other task refuses.
+TASK_DEFAULTS: dict[str, dict[str, Any]] = {
+    "image-classification": {},
+    "semantic-segmentation": {
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 4,  # whole images
+        "learning_rate": 6e-5,
+        "lr_scheduler_type": "polynomial",
+        "weight_decay": 0.01,
+        "batch_eval_metrics": True,  # so that no prediction is kept
+    },
+}
+TASK_FLAGS: dict[str, tuple[str, ...]] = {
+    "image-classification": (
+        *("label_free", "streaming", "shuffle_buffer", "teacher_cache"),
+        *("crop_scale", "crop_padding", "auto_augment", "random_erasing", "cutout", "mixup_alpha", "cutmix_alpha"),
+    ),
+    "semantic-segmentation": (
+        *("crop_size", "scale_range", "reduce_labels", "id2label", "palette", "window", "resize_logits"),
+    ),
+}
+
+
 @dataclass
 class ModelArguments:
     """Models"""
 
+    task: str = _field("image-classification", "image-classification (default) or semantic-segmentation.")
     teacher: list[str] | None = _field(None, "Hub id, short name, timm id or local folder; several: averaged.")
     student: str | None = _field(None, "Hub id, short name, timm id or local folder.")
     student_init: str = _field("pretrained", "pretrained (default): with its weights; random: the architecture.")
@@ -53,7 +77,7 @@ class ModelArguments:
 class DataArguments:
     """Data"""
 
-    dataset: str = _field("timm/mini-imagenet", "Hub id, folder or digits (embedded).")
+    dataset: str = _field("timm/mini-imagenet", "Hub id, folder, digits or digit-scenes (embedded).")
     dataset_config: str | None = _field(None, "Configuration of the data set.")
     dataset_revision: str | None = _field(None, "Branch, tag or commit of the data set.")
     train_split: str = _field("train", "Split to train on.")
@@ -62,6 +86,10 @@ class DataArguments:
     validation_rows: int | None = _field(None, "Evaluate on this many rows of the training split, always the same.")
     image_column: str | None = _field(None, "Column of the images; unset: found by its type.")
     label_column: str | None = _field(None, "Column of the labels; unset: found by name and type.")
+    reduce_labels: bool | None = _field(None, "Masks whose 0 means no class; unset: found out.")
+    id2label: str | None = _field(None, "JSON file {id: class} of the masks; unset: that in the data set.")
+    palette: str | None = _field(None, "JSON file {class: [red, green, blue]} of masks in colour; unset: likewise.")
+    window: int | None = _field(None, "Evaluate in sliding windows with this side; unset: whole images.")
     streaming: bool = _field(False, "Download images while training; needs --max_steps.")
     shuffle_buffer: int | None = _field(None, "Images that a stream holds to shuffle them; unset: 10,000.")
     on_bad_image: str = _field("error", "An unreadable image: error (default), or skip, to leave it out.")
@@ -72,6 +100,10 @@ class AugmentationArguments:
     """Augmentation"""
 
     crop_scale: float | None = _field(None, "Smallest share of the image's area in a random crop; 1: no crop.")
+    crop_size: list[int] | None = _field(None, "Height and width of a crop of image and mask; unset: the model's.")
+    scale_range: list[float] | None = _field(
+        None, "Smallest and largest factor of the size of image and mask before the crop; unset: 0.5 2."
+    )
     crop_padding: int = _field(0, "Pad the image by this many black pixels, then crop its original size.")
     flip: bool | None = _field(None, "Flip half of the training images; unset: yes, except for digits.")
     auto_augment: str | None = _field(None, "randaugment, or the AutoAugment policy of cifar10 or imagenet.")
@@ -107,10 +139,13 @@ class DistillArguments(RunArguments, AugmentationArguments, DataArguments, Model
     def data_options(self) -> dict[str, Any]:
         """What `load_data` needs beside the name and the seed."""
         names = ("train_split", "eval_split", "train_rows", "validation_rows")
-        names += ("image_column", "label_column", "on_bad_image", "streaming")
+        names += ("image_column", "label_column", "on_bad_image")
+        names += {"semantic-segmentation": ("reduce_labels", "id2label", "palette")}.get(self.task, ("streaming",))
         options = {name: getattr(self, name) for name in names}
         options |= {"config": self.dataset_config, "revision": self.dataset_revision}
-        return options | {"require_labels": not self.label_free, "ignore_labels": self.label_free}
+        if self.task == "image-classification":
+            options |= {"require_labels": not self.label_free, "ignore_labels": self.label_free}
+        return options
 
 
 # The arguments of TrainingArguments that a run needs most, for `--help`.

@@ -12,11 +12,12 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from ...errors import InputError, first_sentence
+from ...publishing.wording import WORDINGS
 from ...training.config import GDKDConfig
 from ..loss_file import run_loss_file
 from ..recipes import recipe_settings
 from .checks import check_arguments
-from .distill_flags import TRAINING_DEFAULTS, DistillArguments
+from .distill_flags import TASK_DEFAULTS, TRAINING_DEFAULTS, DistillArguments
 from .help import SETTINGS_HELP, show_help
 from .settings_file import as_flags, closest, read_settings
 
@@ -89,12 +90,13 @@ def _parse(
         parser.set_defaults(
             output_dir=os.path.join("runs", f"{os.path.basename(os.path.normpath(flags.student))}-{flags.loss}")
         )
+    parser.set_defaults(**TASK_DEFAULTS.get(flags.task, {}))
     if flags.label_free:
         parser.set_defaults(ce_weight=0.0)
     if flags.streaming:
         parser.set_defaults(eval_strategy="steps", eval_steps=500, save_strategy="steps")
     if flags.early_stopping_patience is not None:
-        metric = "agreement" if flags.label_free else "top1"
+        metric = "agreement" if flags.label_free else WORDINGS[flags.task].judged
         parser.set_defaults(load_best_model_at_end=True, metric_for_best_model=metric)
     if (flags.metric_for_best_model or "").removeprefix("eval_") in ("nll", "ece"):
         parser.set_defaults(greater_is_better=False)
