@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from hf_gdkd.commands import finishing
 from hf_gdkd.evaluation import measurement
 from hf_gdkd.scripts import distill
+from hf_gdkd.tasks import image_classification
 from hf_gdkd.training.trainer import GDKDTrainer
 
 DEMO = Path(__file__).parents[2] / "scripts/demo"
@@ -52,7 +53,8 @@ FAILURES = {  # a step: the file that is missing without it, and what is said
 def test_a_step_that_fails_after_training_costs_nothing_else(run, monkeypatch, caplog, steps):
     folder, main = run
     for step in steps:
-        monkeypatch.setattr(finishing, step, failing)
+        module = finishing if hasattr(finishing, step) else image_classification
+        monkeypatch.setattr(module, step, failing)
     metrics = main()
     files = {"README.md", "config.json", "metrics.json", "model.safetensors", "preprocessor_config.json"}
     files |= {"recipe.yaml", "training.png"}

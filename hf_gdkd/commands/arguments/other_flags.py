@@ -17,6 +17,7 @@ from .distill_flags import DistillArguments
 EVALUATION_FLAGS = (
     *("dataset", "dataset_config", "dataset_revision", "train_split", "eval_split", "validation_rows"),
     *("image_column", "label_column", "on_bad_image", "label_map", "label_free", "trust_remote_code"),
+    *("task", "reduce_labels", "id2label", "palette", "window"),
 )
 EVALUATION_HELP = {
     "train_split": "Split that validation_rows are held out of.",
