@@ -6,7 +6,7 @@ import copy
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
 
 from .class_matching import matching_rows
@@ -26,6 +26,12 @@ def class_names(model: PreTrainedModel) -> list[str]:
         ['cat', 'dog']
     """
     return names_of(model.config)
+
+
+def backbone_name(model: nn.Module) -> str | None:
+    """The name of the module that holds a model's backbone, without its head or decoder; None where it has none."""
+    names = {getattr(model, "base_model_prefix", ""), "backbone"}
+    return next((name for name, _ in model.named_children() if name in names), None)
 
 
 def build_model(config: PreTrainedConfig, kind: Kind, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError
+from .heads import backbone_name
 from .kinds import SEGMENTER, Kind
 from .load_errors import explained
 
@@ -99,12 +100,11 @@ def check_backbone(loaded: Loaded, head: set[str], path: str, kind: Kind) -> Non
         InputError: the checkpoint lacks other tensors.
     """
     model = loaded.model
-    backbone = {model.base_model_prefix, "backbone"}
-    children = {name for name, _ in model.named_children()}
-    if kind is SEGMENTER and backbone & children:
-        parents = children - backbone
+    backbone = backbone_name(model)
+    if kind is SEGMENTER and backbone is not None:
+        parents = {name for name, _ in model.named_children()} - {backbone}
     else:
-        parents = {name.rsplit(".", 2)[0] for name in head if name.count(".") > 1} - backbone
+        parents = {name.rsplit(".", 2)[0] for name in head if name.count(".") > 1} - {model.base_model_prefix}
     belongs = re.compile("|".join([r"(?:.*\.)?(?:pooler|fc_norm)\.", *(re.escape(p) + r"\." for p in sorted(parents))]))
     lacking = sorted(name for name in loaded.missing - head if not belongs.match(name))
     if lacking:

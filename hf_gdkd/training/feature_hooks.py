@@ -1,4 +1,4 @@
-"""Hidden features of any image classifier, read by hooks on its own forward pass, for the losses on features."""
+"""Hidden features of any image model, read by hooks on its own forward pass, for the losses on features."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..losses import Features
+from ..models.heads import backbone_name
 
 MAX_STAGES = 4
-MAX_PREFIX = 5  # tokens before those of the grid: class, distillation, registers
+MAX_PREFIX = 9  # tokens before those of the grid: class, distillation, registers (Sapiens2 has eight)
 
 
 class FeatureHooks:
     """The stages of a model, from shallow to deep, and the features that enter its classifier head.
 
-    The stages are the last modules before the resolution shrinks, at most four; for a model of one resolution, such
-    as a ViT, the blocks at 1/4, 1/2, 3/4 and the end of its depth. Tokens (N, L, D) become maps (N, D, H, W) without
-    those that come before their square grid, and square maps with channels last are turned. The head is the last linear
-    layer, or convolution of 1 x 1 maps, that runs.
+    The stages are the last modules before the resolution shrinks, or a dilation grows in its place, at most four; for a
+    model of one resolution, such as a ViT, the blocks at 1/4, 1/2, 3/4 and the end of its depth. They are those of the
+    backbone, where the model names one. Tokens (N, L, D) become maps (N, D, H, W) of the image's proportions, without
+    those that come before their grid, and maps with channels last are turned. The head is the last linear layer, or
+    convolution of 1 x 1 maps, that runs.
 
     Args:
-        model: an image classifier.
+        model: an image classifier or segmenter.
         run: runs it once, on two images.
         layers: names of modules, as in `named_modules`, whose outputs are the stages instead.
         name: what messages call the model.
@@ -46,7 +48,9 @@ class FeatureHooks:
         name: str = "model",
     ) -> None:
         self.model, self._seen = model, {}
-        visits = _trace(model, run)
+        self._image = (1, 1)
+        with self._watching_images():
+            visits = self._trace(run)
         if layers is not None:
             _check_layers(layers, model, visits, name)
         self.layers = list(_stages(model, visits) if layers is None else layers)
@@ -58,6 +62,7 @@ class FeatureHooks:
     def collecting(self) -> Iterator[None]:
         """While this is open, each forward pass of the model leaves its features for `take`."""
         with ExitStack() as hooks:
+            hooks.enter_context(self._watching_images())
             for name in self.layers:
                 handle = self.model.get_submodule(name).register_forward_hook(partial(self._keep, name))
                 hooks.callback(handle.remove)
@@ -66,7 +71,7 @@ class FeatureHooks:
             yield
 
     def _keep(self, name: str, module: nn.Module, args: tuple, output: object) -> None:
-        self._seen[name] = _as_map(_tensor(output))
+        self._seen[name] = _as_map(_tensor(output), self._image)
 
     def _keep_pooled(self, module: nn.Module, args: tuple) -> None:
         self._seen["pooled"] = args[0].flatten(1)
@@ -75,6 +80,37 @@ class FeatureHooks:
         """The features of the last forward pass, which are then let go."""
         seen, self._seen = self._seen, {}
         return Features([seen[name] for name in self.layers], seen.get("pooled"))
+
+    @contextmanager
+    def _watching_images(self) -> Iterator[None]:
+        """While this is open, the size of the images that the model is given is kept."""
+
+        def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            images = kwargs.get("pixel_values", next(iter(args), None))
+            if isinstance(images, Tensor) and images.ndim == 4:
+                self._image = tuple(images.shape[2:])
+
+        hook = self.model.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _trace(self, run: Callable[[], object]) -> dict[str, _Visit]:
+        """How the modules run, by name; without those that run twice, or return something else than a tensor."""
+        visits: dict[str, _Visit | None] = {}
+
+        def leave(name: str, module: nn.Module, args: tuple, output: object) -> None:
+            tensor, again = _tensor(output), name in visits
+            usable = tensor is not None and not again
+            grid = _grid(tensor, self._image)
+            visits[name] = _Visit(module, len(visits), grid, tensor.ndim) if usable else None
+
+        with ExitStack() as hooks, torch.no_grad():
+            for name, module in self.model.named_modules():
+                hooks.callback(module.register_forward_hook(partial(leave, name)).remove)
+            run()
+        return {name: visit for name, visit in visits.items() if visit is not None}
 
 
 class _Visit(NamedTuple):
@@ -86,28 +122,15 @@ class _Visit(NamedTuple):
     ndim: int
 
 
-def _trace(model: nn.Module, run: Callable[[], object]) -> dict[str, _Visit]:
-    """How the modules run, by name; without those that run twice, or return something else than a tensor."""
-    visits: dict[str, _Visit | None] = {}
-
-    def leave(name: str, module: nn.Module, args: tuple, output: object) -> None:
-        tensor, again = _tensor(output), name in visits
-        usable = tensor is not None and not again
-        visits[name] = _Visit(module, len(visits), _grid(tensor), tensor.ndim) if usable else None
-
-    with ExitStack() as hooks, torch.no_grad():
-        for name, module in model.named_modules():
-            hooks.callback(module.register_forward_hook(partial(leave, name)).remove)
-        run()
-    return {name: visit for name, visit in visits.items() if visit is not None}
-
-
 def _stages(model: nn.Module, visits: dict[str, _Visit]) -> list[str]:
-    """The names of the stages: children of the module whose children have the most resolutions.
+    """The names of the stages: children of the module of the backbone whose children have the most resolutions.
 
-    Of equals, lists of modules come first, then those with more children, then the outermost. What holds
-    less than a quarter of all modules is not a trunk, but a stem, a block or a head.
+    Of equals, lists of modules come first, then those with more children, then the outermost. What holds less than a
+    quarter of the backbone's modules is not a trunk, but a stem, a block or a head.
     """
+    backbone = backbone_name(model)
+    if backbone is not None:
+        visits = {name: visit for name, visit in visits.items() if f"{name}.".startswith(f"{backbone}.")}
     best, stages, blocks = (0, False, 0), {}, []
     for name, module in model.named_modules():
         listed = isinstance(module, nn.ModuleList | nn.Sequential)
@@ -118,10 +141,11 @@ def _stages(model: nn.Module, visits: dict[str, _Visit]) -> list[str]:
         if not children or within < len(visits) / 4:
             continue
         children.sort(key=lambda child: visits[child].left)
-        last: dict[tuple[int, int], str] = {}
+        last: dict[tuple[tuple[int, int], int], str] = {}
         for child in children:
-            if not last or math.prod(visits[child].grid) <= min(map(math.prod, last)):
-                last[visits[child].grid] = child
+            grid = visits[child].grid
+            if not last or math.prod(grid) <= min(math.prod(other) for other, _ in last):
+                last[grid, _dilation(visits[child].module)] = child
         score = (len(last), listed, len(children))
         if score > best:
             best, stages, blocks = score, last, children
@@ -150,20 +174,36 @@ def _tensor(value: object) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def _as_map(x: Tensor) -> Tensor | None:
-    """(N, C, H, W) from itself, from square maps (N, H, W, C) or from tokens (N, L, D); None where it is neither."""
+def _dilation(module: nn.Module) -> int:
+    return max((max(each.dilation) for each in module.modules() if isinstance(each, nn.Conv2d)), default=1)
+
+
+def _as_map(x: Tensor, image: tuple[int, int]) -> Tensor | None:
+    """(N, C, H, W) from itself, from maps (N, H, W, C) or from tokens (N, L, D); None where it is neither.
+
+    What H and W are is seen from the image's proportions.
+    """
     if x.ndim == 4:
-        last = x.shape[1] == x.shape[2] != x.shape[3]
+        last = _proportional(x.shape[1:3], image) and not _proportional(x.shape[2:], image)
         return x.permute(0, 3, 1, 2) if last else x
     if x.ndim == 3:
-        side = math.isqrt(x.shape[1])
-        prefix = x.shape[1] - side**2
-        if side > 1 and prefix <= MAX_PREFIX:
-            return x[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
+        for cells in (0, 1):  # the sides of an image may be no multiple of the patches'
+            for prefix in range(min(MAX_PREFIX + 1, x.shape[1])):
+                count = x.shape[1] - prefix
+                height = max(1, round(math.sqrt(count * image[0] / image[1])))
+                grid = height, count // height
+                if min(grid) > 1 and math.prod(grid) == count and _proportional(grid, image, cells):
+                    return x[:, prefix:].transpose(1, 2).unflatten(2, grid)
     return None
 
 
-def _grid(x: Tensor | None) -> tuple[int, int] | None:
+def _proportional(grid: Sequence[int], image: tuple[int, int], cells: int = 1) -> bool:
+    """Whether a grid has the image's proportions, or lacks less than so many cells of them."""
+    difference = abs(grid[0] * image[1] - grid[1] * image[0])
+    return difference == 0 or difference < cells * max(image)
+
+
+def _grid(x: Tensor | None, image: tuple[int, int]) -> tuple[int, int] | None:
     """(H, W) where a tensor of two images is a map."""
-    grid = None if x is None or x.shape[:1] != (2,) else _as_map(x)
+    grid = None if x is None or x.shape[:1] != (2,) else _as_map(x, image)
     return None if grid is None else tuple(grid.shape[2:])
