@@ -174,7 +174,7 @@ def test_what_is_saved_is_the_student(tmp_path, loss):
     assert not list((tmp_path / "student").glob("*projections*"))
     assert trainer.model.state_dict().keys() == make(vit).state_dict().keys()
     learned = list(trainer.projections.parameters())
-    assert bool(learned) == (loss in ("fitnet", "crd", "reviewkd"))
+    assert bool(learned) == (loss in ("fitnet", "crd", "reviewkd", "cwd_features"))
     assert (tmp_path / "checkpoint-3" / "projections.safetensors").exists() == bool(learned)
     pushed = [p for p in (tmp_path / "checkpoint-3").iterdir() if any(p.match(pattern) for pattern in MODEL_FILES)]
     assert {p.name for p in pushed} == {"model.safetensors", "config.json"}
