@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import InputError
+from ..models.class_matching import matching_rows
 from .known_palettes import (
     CITYSCAPES,
     CITYSCAPES_CLASSES,
@@ -155,7 +156,7 @@ def _of_ids(
             f"data set {name} has masks of 0 and 255 alone, and 255 means no class: name the black and the "
             "white in palette.json, as {class: [0, 0, 0], class: [255, 255, 255]}, beside the data or with --palette."
         )
-    reduce, named = _reduced(ids, named, models, reduce_labels)
+    reduce, named = _reduced(ids if id2label is not None else set(), named, models, reduce_labels)
     names, notes = list(named.values()), []
     table = {i: k for k, i in enumerate(named)} | {IGNORE: IGNORE}
     if reduce:
@@ -167,7 +168,10 @@ def _of_ids(
 def _reduced(
     ids: set[int], named: dict[int, str], models: Sequence[ModelClasses], asked: bool | None
 ) -> tuple[bool, dict[int, str]]:
-    """Whether labels are reduced, and the names of the classes without that of 0, where it is among them."""
+    """Whether labels are reduced, and the names of the classes without that of 0, where it is among them.
+
+    The ids decide where they are as many as the data set's own names, and 0; names that a model gave prove nothing.
+    """
     names = list(named.values())
     whole = list(named) == list(range(len(names)))
     if not whole or asked is False:
@@ -182,7 +186,8 @@ def _reduced(
 
 
 def _same(names: Sequence[str], others: Sequence[str]) -> bool:
-    return {each.casefold().strip() for each in names} == {each.casefold().strip() for each in others}
+    """Whether names are those of the same classes, in any order."""
+    return len(names) == len(others) == len(matching_rows(names, others))
 
 
 def _is_cityscapes(name: str, id2label: Mapping[int, str] | None, models: Sequence[ModelClasses]) -> bool:

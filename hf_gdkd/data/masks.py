@@ -145,10 +145,11 @@ def unknown(values: Any, table: Mapping[int, int], what: str, *, in_colour: bool
             f"{what} has {len(found)} colours that no class has, {listed}{hint}: name every colour in palette.json, as "
             "{class: [red, green, blue]}, beside the data or with --palette; those called ignore have no class."
         )
-    real = sorted(value for value in table if value != IGNORE)
+    last = max(value for value in table if value != IGNORE)
+    reduced = ", or use --reduce_labels true if 0 means no class" if found == [last + 1] else ""
     return (
-        f"{what} has ids outside the label space, {listed}{hint}, expected {real[0]} to {real[-1]}, and 255 for none: "
-        "correct the masks, or name all ids in id2label.json, as {id: class}, beside the data or with --id2label."
+        f"{what} has ids outside the label space, {listed}{hint}, expected 0 to {last}, and 255 for none: correct the "
+        f"masks, or name all ids in id2label.json, as {{id: class}}, beside the data or with --id2label{reduced}."
     )
 
 

@@ -163,6 +163,15 @@ def test_bad_masks_are_refused_in_a_sentence(tmp_path, make, words):
         refusal(lambda: load_segmentation(where), *words)
 
 
+def test_a_teacher_of_fewer_classes_is_no_sign_of_reduced_labels(tmp_path):
+    """Its names are those of other classes, unless its image processor or the user says that labels are reduced."""
+    where = folder(tmp_path, [mask(FULL)], names=None)
+    teacher = [ModelClasses(NAMES)]
+    refusal(lambda: load_segmentation(where, models=teacher), "outside the label space, 3", "--reduce_labels true")
+    assert load_segmentation(where, models=teacher, reduce_labels=True).label_names == NAMES
+    assert load_segmentation(where, models=[SAYS]).reduce_labels
+
+
 def test_every_mask_is_checked_as_it_is_read(tmp_path, monkeypatch):
     """Of a large data set not all are looked at before: what comes later is refused with its row."""
     monkeypatch.setattr("hf_gdkd.data.segmentation.CHECKED_ROWS", 2)
