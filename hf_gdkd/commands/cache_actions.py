@@ -28,6 +28,7 @@ from .build import training_data
 from .teachers import cache_settings, name_classes, prepare_teachers, set_views
 
 TIMED = 3  # batches
+UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "seconds": 1, "minutes": 60, "hours": 3600}
 
 
 class _Work(NamedTuple):
@@ -59,7 +60,7 @@ def record(folder: str, flags: Sequence[str]) -> None:
     if main:
         write_run_settings(folder, work.settings)
         images = len(work.numbers)
-        print(f"{folder}: {cache.views} views of {images:,} images, {cache.size(images) / 1e6:.1f} MB")
+        print(f"{folder}: {cache.views} views of {images:,} images, {in_bytes(cache.size(images))}")
 
 
 def verify(folder: str, rows: int) -> tuple[float, float]:
@@ -103,14 +104,28 @@ def estimate(flags: Sequence[str]) -> None:
         start = time.perf_counter()
         work.teacher.live(batch).cpu()
         times.append((time.perf_counter() - start) / len(batch[ROW]))
-    hours = float(np.median(times[1:] or times)) * images / work.args.world_size / 3600
+    seconds = float(np.median(times[1:] or times)) * images / work.args.world_size
+    epochs = work.args.num_train_epochs
     print(
         f"{cache.views} views of {images:,} images, {cache.classes} classes, {cache.dtype}: "
-        f"{cache.size(images) / 1e9:.3f} GB.\n"
-        f"Here the teacher takes {hours:.3g} hours for one view of all images, {cache.views * hours:.3g} for all.\n"
-        f"Recorded during training, a cache costs no more than the teacher does anyway, and saves {hours:.3g} hours in "
-        f"every epoch after the first {cache.views}, and in every epoch of each further student."
+        f"{in_bytes(cache.size(images))}.\n"
+        f"Here the teacher takes {in_time(seconds)} for one view of all images, {in_time(cache.views * seconds)} for "
+        f"all.\nRecorded during training, a cache saves {in_time(seconds)} in each epoch from epoch {cache.views + 1} "
+        f"on, and in each epoch of every further student.\nRecorded ahead, it pays from student "
+        f"{int(cache.views // epochs) + 1} on, if each trains for {epochs:g} epochs."
     )
+
+
+def in_bytes(size: float) -> str:
+    """A size in the unit that suits it."""
+    unit = next((unit for unit in ("GB", "MB") if size >= UNITS[unit]), "kB")
+    return f"{size / UNITS[unit]:,.3g} {unit}" if size < 1000 * UNITS[unit] else f"{size / UNITS[unit]:,.0f} {unit}"
+
+
+def in_time(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    unit = next((unit for unit in ("hours", "minutes") if seconds >= UNITS[unit]), "seconds")
+    return f"{seconds / UNITS[unit]:.3g} {unit}"
 
 
 def _prepare(folder: str, flags: Sequence[str], *, record: bool = True) -> _Work:

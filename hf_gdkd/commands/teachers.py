@@ -12,20 +12,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..data.cache_records import kept_classes
 from ..data.fingerprint import fingerprint
 from ..data.loading import Data
 from ..data.selection import ROW
 from ..data.teacher_cache import DESCRIPTION, TeacherCache, logits_key, read_description
 from ..data.views import View
 from ..errors import InputError
-from ..losses import FeatureLoss
 from ..models.configuration import names_of, read_config
 from ..models.label_map import load_label_map
 from ..models.loading import load_processor
 from ..models.names import resolve_name
 from ..tasks import task_of
-from ..training.cached_teacher import CachedTeacher
+from ..training.cached_teacher import CachedTeacher, check_enough
 from ..training.config import GDKDConfig
 from ..training.distributed import place_teacher
 from ..training.run_files import read_run_settings, write_run_settings
@@ -184,15 +182,7 @@ def check_storage(script: DistillArguments, args: GDKDConfig) -> None:
         return
     if script.streaming:
         raise InputError("a streamed image has no number to store logits by: leave --teacher_cache or --streaming out.")
-    loss = args.build_loss()
-    if isinstance(loss, FeatureLoss):
-        raise InputError(f"loss {args.loss} compares features, and a teacher cache holds logits: leave it out.")
-    plain_kd = args.loss == "kd" and loss.temperature == 1 and loss.standardize == "none"
-    if kept_classes(script.cache_dtype) is not None and not plain_kd:
-        raise InputError(
-            f"cache_dtype {script.cache_dtype} keeps the most probable classes and the mass of the others, which is "
-            f"enough for kd at temperature 1, but {args.loss} needs the logits of all classes: use float16 or int8."
-        )
+    check_enough(script.cache_dtype, args.build_loss(), args.loss)
 
 
 def describe(script: DistillArguments, args: GDKDConfig, data: Data, i: int, view: View) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class TeacherCache:
         self.folder, self.rows, self.classes, self.views, self.dtype = Path(folder), rows, classes, views, dtype
         self.record_type = record_type(dtype, classes)
         size = {"format": FORMAT, "rows": rows, "classes": classes, "views": views, "dtype": dtype}
-        self.description = json.loads(json.dumps(size | dict(of)))  # as it is read back
+        self.description = json.loads(json.dumps(dict(of) | size))  # as it is read back
         self._maps: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._writers: dict[int, tuple[BinaryIO, BinaryIO]] = {}
         if (self.folder / DESCRIPTION).exists():

@@ -16,11 +16,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..data.cache_records import decode, encode
+from ..data.cache_records import decode, encode, kept_classes
 from ..data.fingerprint import fingerprint
 from ..data.teacher_cache import TeacherCache, logits_key
 from ..data.views import View
-from ..errors import first_sentence
+from ..errors import InputError, first_sentence
+from ..losses import DistillationLoss, FeatureLoss
 from .run_files import replacing
 from .teacher import Teacher
 
@@ -142,12 +143,29 @@ class CachedTeacher(TrainerCallback):
                 self.cache.record(rows[missing].tolist(), views[missing].tolist(), logits[missing].numpy())
             except OSError as error:
                 self.recording = False
+                reason = error.strerror or first_sentence(error).rstrip(".")
                 logger.warning(
-                    "The teacher's logits are no longer recorded in %s: %s Training goes on without, and what was "
-                    "recorded before stays valid.", self.cache.folder, first_sentence(error),
+                    "The teacher's logits are no longer recorded in %s: %s. Training goes on without, and what was "
+                    "recorded before stays valid.", self.cache.folder, reason,
                 )  # fmt: skip
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         self.flush()
+
+
+def check_enough(dtype: str, loss: DistillationLoss | None, name: str) -> None:
+    """Refuse a loss that needs more than a cache of this dtype holds.
+
+    Raises:
+        InputError: a loss on features, or the M most probable classes for a loss that needs all.
+    """
+    if isinstance(loss, FeatureLoss):
+        raise InputError(f"loss {name} compares features, and a teacher cache holds logits: leave it out.")
+    plain_kd = name == "kd" and loss.temperature == 1 and loss.standardize == "none"
+    if loss is not None and kept_classes(dtype) is not None and not plain_kd:
+        raise InputError(
+            f"cache_dtype {dtype} keeps the most probable classes and the mass of the others, which is enough for kd "
+            f"at temperature 1, but {name} needs the logits of all classes: use float16 or int8."
+        )

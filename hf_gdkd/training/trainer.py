@@ -15,7 +15,7 @@ from ..losses import DistillationLoss, FeatureLoss
 from ..models.kinds import kind_of
 from ..models.segmentation import segment
 from .batches import COLUMNS, BatchTrainer
-from .cached_teacher import CachedTeacher
+from .cached_teacher import CachedTeacher, check_enough
 from .config import GDKDConfig
 from .distributed import check_engine, name_blocks, place_teacher
 from .feature_distillation import FeatureDistillation
@@ -162,6 +162,9 @@ class GDKDTrainer(BatchTrainer):
         if self.teacher is None:
             return
         check_apart(self.teacher, self.model)
+        for each in getattr(self.teacher, "teachers", [self.teacher]):
+            if isinstance(each, CachedTeacher):
+                check_enough(each.cache.dtype, loss, self.args.loss)
         view = student_view(self.train_dataset, self.processing_class) if self._to_match else None
         for each in self._to_match:
             match_to_student(each, self.model, view)

@@ -1,5 +1,6 @@
 """hf-gdkd cache and --teacher_cache: logits recorded ahead or in training, and refused where they do not fit."""
 
+import errno
 import os
 import re
 import shutil
@@ -11,7 +12,10 @@ import yaml
 from safetensors.torch import load
 
 from hf_gdkd.commands.arguments.parsing import parse
+from hf_gdkd.commands.cache_actions import in_bytes
 from hf_gdkd.commands.teachers import check_storage, set_views
+from hf_gdkd.data.loading import load_data
+from hf_gdkd.data.teacher_cache import TeacherCache
 from hf_gdkd.errors import InputError
 from hf_gdkd.scripts import cache, distill
 from hf_gdkd.training.teacher import Teacher
@@ -94,9 +98,27 @@ def test_record_goes_on_where_it_stopped(here, monkeypatch):
 
 
 def test_estimate(here, capsys):
-    cache.main(["estimate", "--teacher", "teacher", "--cache_views", "3", *QUICK])
+    cache.main(["estimate", "--teacher", "teacher", "--cache_views", "3", "--num_train_epochs", "2", *QUICK])
     said = capsys.readouterr().out
-    assert "3 views of 64 images, 10 classes, float16: 0.000 GB." in said and not Path("teacher-cache").exists()
+    assert "3 views of 64 images, 10 classes, float16: 4.61 kB." in said and not Path("teacher-cache").exists()
+    assert re.search(r"takes (\S+) seconds for one view .*\n.* saves \1 seconds in each epoch from epoch 4 on", said)
+    assert "it pays from student 2 on, if each trains for 2 epochs." in said
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "views", "dtype", "size"),
+    [
+        (1_281_167, 1000, 50, "float16", "128 GB"),
+        (1_281_167, 1000, 50, "int8", "64.8 GB"),
+        (1_281_167, 1000, 50, "top-10", "4.36 GB"),
+        (14_197_122, 21841, 1, "float16", "620 GB"),
+        (14_197_122, 21841, 50, "float16", "31,011 GB"),
+    ],
+)
+def test_sizes_on_paper(tmp_path, images, classes, views, dtype, size):
+    """The table of the documentation."""
+    on_paper = TeacherCache(tmp_path, {}, rows=images, classes=classes, views=views, dtype=dtype)
+    assert in_bytes(on_paper.size(images)) == size
 
 
 @pytest.mark.parametrize(
@@ -107,6 +129,7 @@ def test_estimate(here, capsys):
         (["--cache_dtype", "int8"], 'dtype "float16"'),
         (["--cache_views", "3"], "views 2, and this run has 3"),
         (["--random_erasing", "0.5"], "augmentation.random_erasing 0"),
+        (["--train_split", "test", "--eval_split", "train"], 'dataset.split "train", and this run has "test"'),
     ],
 )
 def test_a_cache_of_something_else_is_refused(here, more, said):
@@ -160,6 +183,42 @@ def test_another_teacher_is_refused(here):
         train("refused", "--teacher_cache", "ahead", "--teacher", "other")
 
 
+def test_another_data_set_is_refused(here):
+    """Of the same size and classes, with another label in one row."""
+    data = load_data("digits").train_split_rows.remove_columns("sample_id")
+    labels, feature = data["labels"][:], data.features["labels"]
+    for name, first in (("same", labels[0]), ("changed", (labels[0] + 1) % 10)):
+        Path(name).mkdir()
+        rows = data.remove_columns("labels").add_column("label", [first, *labels[1:]], feature=feature)
+        rows.to_parquet(f"{name}/train.parquet")
+    options = ["--eval_split", "train", "--crop_scale", "0.6", "--flip", "false", "--cache_views", "2"]
+    cache.main(["record", "of-same", "--teacher", "teacher", *QUICK, "--dataset", "same", *options])
+    with pytest.raises(InputError, match=r"recorded with dataset\.contents "):
+        train("refused", "--teacher_cache", "of-same", "--dataset", "changed", *options)
+
+
+def test_a_full_disk(here, monkeypatch, caplog):
+    """The run ends well and says once that it records no more; the next one records the rest."""
+    write, left = os.pwrite, [60]
+
+    def full(*args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        train("full", "--teacher_cache", "on-full-disk", "--cache_views", "2")
+    said = [record.getMessage() for record in caplog.records if "no longer recorded" in record.getMessage()]
+    assert len(said) == 1 and "on-full-disk: No space left on device" in said[0]
+    assert sum(TeacherCache.open("on-full-disk").recorded(view).sum() for view in range(2)) == 30
+    train("after", "--teacher_cache", "on-full-disk")
+    assert weights("after") == weights("full")
+    for name in ("view-0000.logits", "view-0001.logits", "view-0000.crc32", "view-0001.crc32"):
+        assert Path("on-full-disk", name).read_bytes() == Path("ahead", name).read_bytes()
+
+
 def checked(*more, rows=64):
     script, args = parse(["--student", str(DEMO / "vit"), "--teacher", "x/y", *QUICK, *more])
     check_storage(script, args)
@@ -196,6 +255,21 @@ def test_a_folder_that_cannot_be_written(here):
     Path("file").touch()
     with pytest.raises(InputError, match="cannot be recorded in file/cache: Not a directory"):
         train("refused", "--teacher_cache", "file/cache")
+
+
+def test_a_folder_without_permission_is_read_but_not_recorded_in(here, monkeypatch):
+    shutil.copytree("ahead", "read-only")
+    shutil.copytree("ahead", "partial")
+    Path("partial/view-0001.crc32").unlink()
+
+    def refused(path, *args):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "touch", refused)
+    monkeypatch.setattr(os, "pwrite", refused)
+    train("from-read-only", "--teacher_cache", "read-only", "--num_train_epochs", "1")
+    with pytest.raises(InputError, match="cannot be recorded in partial: Permission denied"):
+        train("refused", "--teacher_cache", "partial")
 
 
 def test_a_settings_file_cannot_name_a_cache(here):

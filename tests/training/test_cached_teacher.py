@@ -12,6 +12,7 @@ from hf_gdkd import GDKDTrainer, Teacher
 from hf_gdkd.data import Augmented, TrainTransform, View, collate, load_data
 from hf_gdkd.data.augment import Mix
 from hf_gdkd.data.teacher_cache import TeacherCache
+from hf_gdkd.errors import InputError
 from hf_gdkd.training.cached_teacher import CachedTeacher
 
 VIEWS, CLASSES = 2, 10
@@ -106,6 +107,15 @@ def test_a_damaged_record_is_computed_again(tmp_path):
     assert module.calls == 1
     torch.testing.assert_close(weights(again), weights(live))
     assert new_cache(tmp_path / "cache").read(range(45), [1] * 45)[1].all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "dtype", "said"),
+    [("gdkd", "top-4", "gdkd needs the logits of all classes"), ("fitnet", "float16", "fitnet compares features")],
+)
+def test_a_loss_that_needs_more_than_is_stored_is_refused(tmp_path, loss, dtype, said):
+    with pytest.raises(InputError, match=said):
+        run(tmp_path / "run", new_cache(tmp_path / "cache", dtype), loss=loss)
 
 
 def test_loading_the_teacher_takes_no_random_numbers_of_the_training(tmp_path):
