@@ -27,6 +27,7 @@ from hf_gdkd.commands.arguments.settings_file import command_line, run_settings
 from hf_gdkd.commands.build import training_data
 from hf_gdkd.commands.finishing import finish
 from hf_gdkd.commands.running import quiet, run
+from hf_gdkd.commands.start_up import StartUp
 from hf_gdkd.commands.teachers import check_storage, name_classes, prepare_teachers, set_views
 from hf_gdkd.data.datasets import collate
 from hf_gdkd.data.segmentation_views import view_of
@@ -44,12 +45,14 @@ from hf_gdkd.training.trainer import GDKDTrainer
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run once; returns what metrics.json holds."""
+    start_up = StartUp()
     script, args = parse(argv)
+    start_up.done("arguments")
     with in_use(args.output_dir, writes=args.should_save):
-        return distil(script, args, command_line(argv))
+        return distil(script, args, command_line(argv), start_up)
 
 
-def distil(script: DistillArguments, args: GDKDConfig, command: str) -> dict[str, Any]:
+def distil(script: DistillArguments, args: GDKDConfig, command: str, start_up: StartUp) -> dict[str, Any]:
     checkpoint = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, overwrite=script.overwrite)
     quiet()
     set_seed(args.seed)
@@ -64,6 +67,7 @@ def distil(script: DistillArguments, args: GDKDConfig, command: str) -> dict[str
     models = [Source(*teacher, script.trust_remote_code) for teacher in script.teachers()]
     models += [source] if script.student_init == "pretrained" else []
     data = task.load_data(script.dataset, models=models, **script.data_options(), seed=args.seed)
+    start_up.done("data")
     script.dataset_revision = data.revision
     check_storage(script, args)
     set_views(script, args, 0 if script.streaming else len(data.train))
@@ -80,6 +84,7 @@ def distil(script: DistillArguments, args: GDKDConfig, command: str) -> dict[str
     if script.label_free:
         logits, _ = measure_teacher(teachers[0], data.eval, device=args.device)
         data.eval = data.eval.add_column("labels", logits.argmax(-1))  # so that accuracy is agreement
+    start_up.done("models")
 
     train = training_data(script, args, data, view, teachers)
     trainer = GDKDTrainer(
@@ -94,6 +99,8 @@ def distil(script: DistillArguments, args: GDKDConfig, command: str) -> dict[str
     if script.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(script.early_stopping_patience))
     trainer.add_callback(SettingsWriter(args.output_dir, settings))
+    if script.profile:
+        trainer.add_callback(start_up)
     resume = checkpoint or args.resume_from_checkpoint
     seconds = trainer.train(resume_from_checkpoint=resume, overwrite=script.overwrite).metrics["train_runtime"]
     return finish(trainer, script, data, view, teachers, seconds=seconds, begun=trainer.first_step, command=command)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,7 @@ def _reason(error: Exception, name: str) -> str | None:
     return None
 
 
+@cache
 def load_digits() -> dict[str, Dataset]:
     """scikit-learn's 1,797 scanned digits, 8 x 8 grey: 1,437 to train, 360 to test, stratified, always the same."""
     features = Features({"image": Image(), "label": ClassLabel(names=[str(i) for i in range(10)])})

@@ -25,7 +25,14 @@ GPU = {
         "The NaN guard",
         "A step with the check that waits for the device once, beside one without it, by turns.",
     ),
-    "losses": ("Losses", "Forward and backward of the loss alone; classes are in dimension 1."),
+    "losses": (
+        "Losses",
+        "The GPU's time for forward and backward of the loss alone; classes are in dimension 1.",
+    ),
+    "losses, started one by one": (
+        "Losses, started one by one",
+        "The same where the GPU has nothing else to do and waits for each kernel to be started. In training it has.",
+    ),
     "losses, share of the copy's bandwidth": (
         "Losses, as a share of the memory's bandwidth",
         "The least traffic is both logits read and the gradient written, each once. Its speed is compared with that of "

@@ -118,8 +118,8 @@ def by_bare_trainer(job: Job) -> list[float]:
 
 
 def _restore(job: Job) -> None:
-    """Take off what Accelerate wrapped around the student's forward pass, and the teacher's compiled one."""
-    for name in ("forward", "_original_forward"):
+    """Take off what Accelerate did to the student, so that it prepares it anew, and the teacher's compiled pass."""
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
         job.student.__dict__.pop(name, None)
     job.teacher._compiled_call_impl = None
 
@@ -135,8 +135,12 @@ def _arguments(job: Job, folder: str) -> dict[str, object]:
 
 
 def _data(job: Job, batch: dict[str, Tensor]) -> dict[str, object]:
-    """One item of the data set is a whole batch."""
-    return {"train_dataset": [batch] * (job.warm_up + job.steps), "data_collator": lambda items: items[0]}
+    """One item of the data set is a whole batch; the losses on features ask for two, and want two images."""
+
+    def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return items[0] if len(items) == 1 else {name: value[:2] for name, value in items[0].items()}
+
+    return {"train_dataset": [batch] * (job.warm_up + job.steps), "data_collator": collate}
 
 
 def _train(trainer: Trainer, job: Job) -> list[float]:
@@ -234,11 +238,13 @@ def student_passes(job: Job) -> list[float]:
     return repeated(job, learn)
 
 
-def repeated(job: Job, work: Callable[[], object]) -> list[float]:
-    """Milliseconds of each call, after a warm-up."""
+def repeated(job: Job, work: Callable[[], object], *, queued: bool = False) -> list[float]:
+    """Milliseconds of each call, after a warm-up; `queued`: of the GPU alone, which never waits for its next kernel."""
     clock = Clock(job.device)
     for _ in range(job.warm_up):
         work()
+    if queued and clock.on_gpu:
+        torch.cuda._sleep(200_000_000)  # about 0.1 s, in which the calls are put in the queue
     clock.note()
     for _ in range(job.steps):
         work()

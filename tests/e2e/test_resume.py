@@ -19,9 +19,12 @@ def test_resuming(tmp_path, capsys):
     words = [*quick, "--student", str(DEMO / "cnn"), "--teacher", teacher, "--teacher_revision", "a" * 40]
     words += ["--allow_weak_teacher", "--output_dir", str(tmp_path / "student"), "--resume_from_checkpoint", "last"]
 
-    main(words)
-    first = (tmp_path / "student/model.safetensors").read_bytes()
-    assert "holds no complete checkpoint: the run begins anew" in capsys.readouterr().out
+    main([*words, "--profile"])
+    first, said = (tmp_path / "student/model.safetensors").read_bytes(), capsys.readouterr().out
+    assert "holds no complete checkpoint: the run begins anew" in said
+    parts = [line.rpartition(" ")[0].strip() for line in said[said.index("start-up") :].splitlines()[1:8]]
+    assert parts == ["imports", "arguments", "data", "models", "trainer", "first step", "in all"]
+    assert "profile" not in (tmp_path / "student/recipe.yaml").read_text()
     main(words)
     assert (tmp_path / "student/model.safetensors").read_bytes() == first
 

@@ -124,6 +124,7 @@ class RunArguments:
     early_stopping_patience: int | None = _field(None, "Stop after N evaluations without a better one; keep the best.")
     license: str | None = _field(None, "License for the card; unset: that of the student's source.")
     overwrite: bool = _field(False, "Replace the run that the output folder holds.")
+    profile: bool = _field(False, "Print where the time goes until the end of the first step.")
 
 
 @dataclass
