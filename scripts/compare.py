@@ -47,8 +47,8 @@ from hf_gdkd.comparison.reproduction import reproduction
 from hf_gdkd.comparison.results import paired, read_reported
 from hf_gdkd.comparison.spec import Comparison, Job, Metrics
 from hf_gdkd.comparison.tables import write_report
-from hf_gdkd.data.decoding import Opened
 from hf_gdkd.data.loading import Data
+from hf_gdkd.data.opened import Opened
 from hf_gdkd.errors import TrainingError
 from hf_gdkd.scripts import distill
 from hf_gdkd.scripts.benchmark_losses import peak_mb_of, provenance

@@ -8,7 +8,7 @@ from ..data.augment import Mix
 from ..data.datasets import Augmented
 from ..data.loading import Data
 from ..data.streaming import AugmentedStream
-from ..data.views import View
+from ..data.views import TrainTransform, View, decoded_side
 from ..tasks import task_of
 from ..training.cached_teacher import CachedTeacher
 from ..training.config import GDKDConfig
@@ -27,6 +27,8 @@ def training_data(
         if teacher.view is not view and (caches or not view.same_geometry(teacher.view))
     }
     transform = task_of(script.task).transform(view, others, data, script)
+    if caches and isinstance(transform, TrainTransform) and not script.exact_decoding:
+        transform.least = decoded_side(teacher.view for teacher in teachers)
     if script.streaming:
         process = {"process_index": args.process_index, "num_processes": args.world_size}
         options = {"skip_bad_images": script.on_bad_image == "skip"}

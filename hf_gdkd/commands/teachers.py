@@ -16,7 +16,7 @@ from ..data.fingerprint import fingerprint
 from ..data.loading import Data
 from ..data.selection import ROW
 from ..data.teacher_cache import DESCRIPTION, TeacherCache, logits_key, read_description
-from ..data.views import View
+from ..data.views import View, decoded_side
 from ..errors import InputError
 from ..models.configuration import names_of, read_config
 from ..models.label_map import load_label_map
@@ -41,7 +41,7 @@ CACHE_SETTINGS = {
     *("teacher", "teacher_revision", "teacher_dtype", "bf16", "fp16", "label_map", "label_free", "allow_weak_teacher"),
     *("dataset", "dataset_config", "dataset_revision", "image_column", "label_column", "on_bad_image"),
     *("train_split", "eval_split", "train_rows", "validation_rows", "seed", "cache_views", "cache_dtype"),
-    *("crop_scale", "flip", *AUGMENTATION),
+    *("crop_scale", "flip", "exact_decoding", *AUGMENTATION),
 }
 
 
@@ -57,7 +57,13 @@ def prepare_teachers(
         InputError: what `Teacher.load`, `Teacher.match` and `check_teacher` raise; a cache of something else.
     """
     teachers: list[Teacher | CachedTeacher] = []
-    for i, (name, revision) in enumerate(script.teachers()):
+    own_views = []
+    if script.teacher_cache is not None:
+        trust = script.trust_remote_code
+        own_views = [
+            View(load_processor(name, revision=commit, trust_remote_code=trust)) for name, commit in script.teachers()
+        ]
+    for i, (name, _) in enumerate(script.teachers()):
 
         def load(i: int = i) -> Teacher:
             teacher = load_matched(script, args, i, data.label_names, view, data_name=data.name)
@@ -70,13 +76,12 @@ def prepare_teachers(
         if script.teacher_cache is None:
             teachers.append(load())
             continue
-        own_view = View(load_processor(name, revision=revision, trust_remote_code=script.trust_remote_code))
-        of = describe(script, args, data, i, own_view)
+        of = describe(script, args, data, i, own_views)
         cache = TeacherCache(
             script.teacher_cache[i], of, rows=len(data.train_split_rows), classes=len(data.label_names),
             views=script.cache_views, dtype=script.cache_dtype,
         )  # fmt: skip
-        teacher = CachedTeacher(cache, load, name=name, view=own_view, pixels=_pixels(i))
+        teacher = CachedTeacher(cache, load, name=name, view=own_views[i], pixels=_pixels(i))
         if check and not cache.is_full(data.train[ROW]):
             check_writable(cache.folder)
             if args.process_index == 0 and read_run_settings(cache.folder) is None:
@@ -185,15 +190,16 @@ def check_storage(script: DistillArguments, args: GDKDConfig) -> None:
     check_enough(script.cache_dtype, args.build_loss(), args.loss)
 
 
-def describe(script: DistillArguments, args: GDKDConfig, data: Data, i: int, view: View) -> dict[str, Any]:
+def describe(script: DistillArguments, args: GDKDConfig, data: Data, i: int, views: Sequence[View]) -> dict[str, Any]:
     """What the logits of teacher number i depend on: itself, the data set, the transform, the seed, the classes."""
-    name, revision = script.teachers()[i]
+    view, (name, revision) = views[i], script.teachers()[i]
     teacher = {"name": resolve_name(name), "commit": revision}
     if Path(name).is_dir():
         teacher = {"name": Path(name).resolve().name, "weights": _hash_of_weights(name)}
     augmentation = {key: getattr(script, key) for key in AUGMENTATION}
     augmentation["crop_scale"] = data.crop_scale if script.crop_scale is None else script.crop_scale
     augmentation["flip"] = data.flip if script.flip is None else script.flip
+    augmentation["decoded_side"] = None if script.exact_decoding else decoded_side(views)
     if script.mixup_alpha + script.cutmix_alpha > 0:  # the partner is drawn from the rows that are trained on
         augmentation["mixed_with"] = hashlib.sha256(np.asarray(data.train[ROW]).tobytes()).hexdigest()[:16]
     local = data.name == "digits" or Path(data.name).exists()

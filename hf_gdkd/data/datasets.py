@@ -14,8 +14,8 @@ from torch.nn.functional import pad
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from .augment import Mix
-from .decoding import Opened, row_index
 from .masks import IGNORE
+from .opened import Opened, row_index
 from .segmentation_views import SegmentationTransform
 from .selection import ROW
 from .teacher_cache import TeacherCache, logits_key
@@ -111,7 +111,8 @@ class Augmented(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, object]]:
         with torch.random.fork_rng(devices=[]):
-            samples = [self._draw(index) for index in indices]
+            last: dict[int, dict] = {}
+            samples = [self._draw(index, last) for index in indices]
         columns, unneeded = self._cached(samples)
         columns |= self.transform.see([sample.pop("image") for sample in samples], without=unneeded)
         return [sample | {key: values[i] for key, values in columns.items()} for i, sample in enumerate(samples)]
@@ -130,11 +131,17 @@ class Augmented(Dataset):
                 columns["view"] = views
         return columns, unneeded
 
-    def _draw(self, index: int) -> dict[str, object]:
-        """The sample with its random crop, before any view is made of it."""
+    def _draw(self, index: int, last: dict[int, dict]) -> dict[str, object]:
+        """The sample with its random crop, before any view is made of it.
+
+        `last` holds the row before: where images are repeated, one after the other, each is decoded once.
+        """
         rows = len(self.rows)
         repeat, row = divmod(row_index(index, rows) if index < 0 else row_index(index, rows * self.repeats), rows)
-        stored = self.rows[row]
+        if row not in last:
+            last.clear()
+            last[row] = self.rows.undecoded(row)
+        stored = last[row]
         number = stored.get(ROW, row)
         view = int(self._epoch) * self.repeats + repeat
         view = view if self.views is None else view % self.views
@@ -145,7 +152,7 @@ class Augmented(Dataset):
         if self.mix is None:
             return self.transform.draw(sample)
         crops = [self.transform.crop(sample["image"])]
-        other = self.rows[int(torch.randint(len(self.rows), ()))]
+        other = self.rows.undecoded(int(torch.randint(len(self.rows), ())))
         crops.append(self.transform.crop(other["image"]))
         sample["image"], label = self.mix(crops, [each.get("labels", 0) for each in (sample, other)])
         return sample | ({"labels": label} if "labels" in sample else {})

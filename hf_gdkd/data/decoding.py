@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,9 +23,6 @@ from .selection import ROW
 logger = logging.getLogger(__name__)
 
 CHECKED_ROWS = 20_000  # images decoded before training, unless bad ones are skipped: then it is all of them
-
-KEPT_BYTES = 256 * 2**20  # of decoded images that stay in memory
-KEPT_OVERHEAD = 2048  # of Python and Pillow, for each image
 
 WHITES = {"i": [2**bits - 1 for bits in (8, 12, 16, 24, 31)], "f": [1, 255, 65535]}
 ELONGATED = 16  # sides of an image: above this ratio, a view that crops gets the middle alone
@@ -72,12 +68,14 @@ def _to_8_bits(image: PILImage.Image, what: str) -> PILImage.Image:
     return PILImage.fromarray(np.rint(values.astype(np.float64) * (255 / white)).astype(np.uint8))
 
 
-def decode(stored: Mapping[str, Any], what: str) -> PILImage.Image:
+def decode(stored: Mapping[str, Any], what: str, reduction: int = 1) -> PILImage.Image:
     """As `datasets.Image` does, turned upright, and with an eye on colours of 16 bits, which Pillow cuts to 8."""
     data, path = stored["bytes"], stored["path"]
     if data is None and (path is None or not is_local_path(path)):
         return Image().decode_example(stored)
     image = PILImage.open(path if data is None else io.BytesIO(data))
+    if reduction > 1:
+        image.draft(None, (image.width // reduction, image.height // reduction))  # by the JPEG decoder itself
     sixteen_bits = ";16" in str(image.tile)
     image.load()  # and close the file
     if sixteen_bits and len(image.getbands()) > 1 and max(high for _, high in image.getextrema()[:3]) < 16:
@@ -88,12 +86,13 @@ def decode(stored: Mapping[str, Any], what: str) -> PILImage.Image:
     return ImageOps.exif_transpose(image) if turned else image
 
 
-def open_image(stored: PILImage.Image | Mapping | None, what: str = "image") -> PILImage.Image:
+def open_image(stored: PILImage.Image | Mapping | None, what: str = "image", reduction: int = 1) -> PILImage.Image:
     """Decode an image of `datasets` (its `bytes`, or the file at its `path`) to RGB, turned as its EXIF data say.
 
     Args:
         stored: {"bytes", "path"}, or an image that is decoded already.
         what: how errors and warnings name it, such as "image in row 3".
+        reduction: 2, 4 or 8 decodes a JPEG at a half, a quarter or an eighth of its width and height, rounded up.
 
     Raises:
         ImageError: it is missing, empty, cut off, no image, or so large that Pillow takes it for an attack; its values
@@ -101,7 +100,7 @@ def open_image(stored: PILImage.Image | Mapping | None, what: str = "image") -> 
     """
     what = with_path(stored, what)
     with readable(stored, what):
-        image = to_rgb(decode(stored, what) if isinstance(stored, Mapping) else stored, what)
+        image = to_rgb(decode(stored, what, reduction) if isinstance(stored, Mapping) else stored, what)
     if max(image.size) > ELONGATED * min(image.size):
         size = f"{image.width} x {image.height}"
         warn_once("elongated", f"{what} has {size} pixels: a model that crops images sees only the middle of it.")
@@ -144,40 +143,6 @@ def warn_once(kind: str, text: str) -> None:
         logger.warning(f"{text} (Said once, for the first such image.)")
 
 
-class Opened(Sequence):
-    """The rows of a data set, each with its `image` opened; an image that cannot be read is an error with its row.
-
-    The row is the number in the column `sample_id`, if there is one: where it stands in the data set on disk.
-
-    Images so small that a whole data set of them takes at most KEPT_BYTES stay open: to read and decode them in every
-    epoch anew costs more than to train a small model on them.
-    """
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        if isinstance(rows, Dataset):
-            rows = rows.cast_column("image", Image(decode=False))
-        self.rows = rows
-        self._kept: dict[int, dict[str, Any]] = {}
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        row = row_index(row, len(self))
-        if row in self._kept:
-            return dict(self._kept[row])
-        sample = self.rows[row]
-        number = sample.get(ROW, row)
-        sample = {**sample, "image": open_image(sample["image"], f"image in row {number}")}
-        image, mask = sample["image"], sample.get("labels")
-        masked = isinstance(mask, PILImage.Image)
-        if masked:
-            check_size(image, mask, f"mask in row {number}")
-        if ((3 + masked) * image.width * image.height + KEPT_OVERHEAD) * len(self) <= KEPT_BYTES:
-            self._kept[row] = dict(sample)
-        return sample
-
-
 def check_size(image: PILImage.Image, mask: PILImage.Image, what: str) -> None:
     """Refuse a mask that is not of its image's size.
 
@@ -189,17 +154,6 @@ def check_size(image: PILImage.Image, mask: PILImage.Image, what: str) -> None:
             f"{what} has {mask.width} x {mask.height} pixels and its image {image.width} x {image.height}, expected "
             "the same: pair each image with its own mask, at full size."
         )
-
-
-def row_index(index: int, rows: int) -> int:
-    """The index of a row from 0 on; negative ones count from the end.
-
-    Raises:
-        IndexError: there is no such row.
-    """
-    if not -rows <= (index := operator.index(index)) < rows:
-        raise IndexError(f"row {index} of {rows}")
-    return index % rows
 
 
 def inspected(rows: Dataset, inspect: Callable[[int], Result], what: str) -> Iterator[tuple[int, Result]]:

@@ -111,7 +111,7 @@ class SegmentationTransform(Views):
 
     def draw(self, sample: Mapping[str, object]) -> dict[str, object]:
         """The sample with its image and its mask (a tensor) cropped alike."""
-        image = to_rgb(sample["image"])
+        image = to_rgb(sample["image"] if isinstance(sample["image"], PILImage.Image) else sample["image"].decoded())
         if (image.height < self.size[0] or image.width < self.size[1]) and not self._told:
             self._told.fill_(True)
             crop = f"{self.size[0]} x {self.size[1]} (height x width)"

@@ -18,7 +18,8 @@ from transformers import TrainingArguments
 
 from ..errors import InputError
 from .datasets import draw_seed
-from .decoding import ImageError, open_image
+from .decoding import ImageError
+from .opened import Picture
 from .selection import ROW
 from .views import Views
 
@@ -136,6 +137,11 @@ class AugmentedStream(IterableDataset):
             place = f"image {position} of process {self.process_index}, worker {worker}"
             try:
                 sample = self._open(row, f"image in row {row[ROW]}" if ROW in row else place)
+                if seen < skip:  # it counts if it can be read
+                    sample["image"].decoded() if isinstance(sample["image"], Picture) else None
+                    made = {ROW: 0}
+                else:
+                    made = self._made(sample, draw_seed(self.seed, number, self.process_index, worker, position))
             except ImageError:
                 if not self.skip_bad_images:
                     raise
@@ -144,16 +150,16 @@ class AugmentedStream(IterableDataset):
                     self._bad[worker] = bad
                 continue
             seen += 1
-            if seen <= skip:
-                yield {ROW: 0}
-                continue
-            with torch.random.fork_rng(devices=[]):
-                seed = draw_seed(self.seed, number, self.process_index, worker, position)
-                torch.random.default_generator.manual_seed(seed)
-                batch = self.transform({name: [value] for name, value in sample.items()})
-            yield {name: values[0] for name, values in batch.items()}
+            yield made
         if bad and not seen:
             raise InputError(f"none of the {bad} images of worker {worker} can be read: check the files.")
+
+    def _made(self, sample: Mapping[str, Any], seed: int) -> dict[str, object]:
+        """What the transform makes of one sample with this seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
+            batch = self.transform({name: [value] for name, value in sample.items()})
+        return {name: values[0] for name, values in batch.items()}
 
     def _check_variety(self, labels: list[int]) -> None:
         """Warn of a first batch with less than half as many classes as chance would give it."""
@@ -168,7 +174,8 @@ class AugmentedStream(IterableDataset):
                 )
 
     def _open(self, row: Mapping[str, Any], what: str) -> dict[str, Any]:
-        sample = {**row, "image": open_image(row["image"], what)}
+        picture = Picture(row["image"], what)
+        sample = {**row, "image": picture if isinstance(self.transform, Views) else picture.decoded()}
         if self.num_labels is not None and row["labels"] not in range(self.num_labels):
             raise InputError(
                 f"{what} has the label {row['labels']}, outside 0 to {self.num_labels - 1}: choose a labelled split or "

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Samples
 from tqdm.auto import tqdm
 
-from ..data.decoding import Opened
 from ..data.masks import IGNORE
+from ..data.opened import Opened
 from ..data.segmentation_views import SegmentationEvalTransform, SegmentationView
 from ..errors import InputError
 from ..training.dataloader_workers import default_workers

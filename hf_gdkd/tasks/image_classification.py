@@ -46,6 +46,7 @@ class ImageClassification(Task):
             crop_padding=options.crop_padding,
             flip=data.flip if options.flip is None else options.flip,
             augment=image_augmentation(options.auto_augment, options.random_erasing, options.cutout),
+            exact_decoding=options.exact_decoding,
         )
 
     def evaluation(self, data: Data, view: View, *, label_free: bool) -> dict[str, Any]:

@@ -34,7 +34,7 @@ KEPT_SETTINGS = (
     *("task", "crop_size", "scale_range", "reduce_labels", "id2label", "palette"),
     *("dataset", "dataset_config", "dataset_revision", "streaming", "image_column", "label_column"),
     *("train_split", "train_rows", "validation_rows", "label_map", "label_free", "on_bad_image"),
-    *("crop_scale", "crop_padding", "flip", "auto_augment", "random_erasing", "cutout"),
+    *("crop_scale", "crop_padding", "flip", "auto_augment", "random_erasing", "cutout", "exact_decoding"),
     *("mixup_alpha", "cutmix_alpha", "repeated_augmentation", "cache_views"),
 )
 # Noted beside the arguments.

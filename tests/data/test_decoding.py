@@ -20,9 +20,11 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 
 import hf_gdkd.data.datasets
 import hf_gdkd.data.decoding
+import hf_gdkd.data.opened
 from hf_gdkd.commands.running import run
 from hf_gdkd.data.datasets import Augmented, Viewed, collate
-from hf_gdkd.data.decoding import ImageError, Opened, check_images, open_image
+from hf_gdkd.data.decoding import ImageError, check_images, open_image
+from hf_gdkd.data.opened import Opened
 from hf_gdkd.data.views import EvalTransform, TrainTransform, View
 from hf_gdkd.errors import InputError
 from hf_gdkd.scripts.distill import main as distill
@@ -193,9 +195,9 @@ def pictures(bad=()):
 def test_small_images_are_decoded_once(monkeypatch, less, opened):
     """Where all of them fit into KEPT_BYTES; what is handed out can be changed by its taker."""
     calls = []
-    room = 12 * (3 * 30 * 25 + hf_gdkd.data.decoding.KEPT_OVERHEAD)
-    monkeypatch.setattr(hf_gdkd.data.decoding, "KEPT_BYTES", room - less)
-    monkeypatch.setattr(hf_gdkd.data.decoding, "open_image", lambda *words: calls.append(1) or open_image(*words))
+    room = 12 * (3 * 30 * 25 + hf_gdkd.data.opened.KEPT_OVERHEAD)
+    monkeypatch.setattr(hf_gdkd.data.opened, "KEPT_BYTES", room - less)
+    monkeypatch.setattr(hf_gdkd.data.opened, "open_image", lambda *words: calls.append(1) or open_image(*words))
     rows = Opened(pictures())
     first = [rows[i] for i in range(12)]
     pixels = [np.asarray(sample.pop("image")) for sample in first]

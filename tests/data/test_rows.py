@@ -12,8 +12,9 @@ from transformers import ViTImageProcessor
 
 from hf_gdkd.data.augment import Mix, image_augmentation
 from hf_gdkd.data.datasets import Augmented, Viewed
-from hf_gdkd.data.decoding import ImageError, Opened
+from hf_gdkd.data.decoding import ImageError
 from hf_gdkd.data.loading import load_data
+from hf_gdkd.data.opened import Opened
 from hf_gdkd.data.selection import draw, hold_out, numbered
 from hf_gdkd.data.views import EvalTransform, TrainTransform, View
 

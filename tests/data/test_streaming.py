@@ -169,7 +169,7 @@ def test_what_is_passed_over_is_not_decoded_again(tmp_path, monkeypatch, workers
         opened.add_(1)
         return open_image(*words)
 
-    monkeypatch.setattr("hf_gdkd.data.streaming.open_image", counted)
+    monkeypatch.setattr("hf_gdkd.data.opened.open_image", counted)
     samples = stream(folder)
     samples.skip_batches(9)
     loader = iter(samples.loader(args, 4, collate))
@@ -274,7 +274,7 @@ def test_a_resumed_stream_does_not_decode_what_it_passes_over(tmp_path, monkeypa
     data = parquet(tmp_path / "data")
     trained(tmp_path / "a", data)
     opened = []
-    monkeypatch.setattr("hf_gdkd.data.streaming.open_image", lambda *a: opened.append(1) or open_image(*a))
+    monkeypatch.setattr("hf_gdkd.data.opened.open_image", lambda *a: opened.append(1) or open_image(*a))
     trained(tmp_path / "b", data, str(tmp_path / "a" / "checkpoint-7"))
     assert 13 * 4 <= len(opened) <= 14 * 4
 

@@ -43,7 +43,8 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
 TASK_FLAGS: dict[str, tuple[str, ...]] = {
     "image-classification": (
         *("label_free", "streaming", "shuffle_buffer", "teacher_cache"),
-        *("crop_scale", "crop_padding", "auto_augment", "random_erasing", "cutout", "mixup_alpha", "cutmix_alpha"),
+        *("crop_scale", "crop_padding", "auto_augment", "random_erasing", "cutout", "exact_decoding"),
+        *("mixup_alpha", "cutmix_alpha"),
     ),
     "semantic-segmentation": (
         *("crop_size", "scale_range", "reduce_labels", "id2label", "palette", "window", "resize_logits"),
@@ -109,6 +110,9 @@ class AugmentationArguments:
     auto_augment: str | None = _field(None, "randaugment, or the AutoAugment policy of cifar10 or imagenet.")
     random_erasing: float = _field(0.0, "Probability that a rectangle of a training image is erased.")
     cutout: int = _field(0, "Side, in pixels, of a square erased from every training image.")
+    exact_decoding: bool = _field(
+        False, "Decode large JPEGs in full; off: at reduced size where a crop keeps 512 pixels (inputs over 256: 1024)."
+    )
     mixup_alpha: float = _field(0.0, "Alpha of mixup, which blends images (0.2 is usual); 0: off.")
     cutmix_alpha: float = _field(0.0, "Alpha of CutMix, which pastes rectangles (1 is usual); 0: off.")
     repeated_augmentation: int = _field(1, "How often an epoch shows each image, augmented anew each time.")
