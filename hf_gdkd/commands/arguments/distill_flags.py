@@ -35,7 +35,6 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
         "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": 4,  # whole images
         "learning_rate": 6e-5,
-        "lr_scheduler_type": "polynomial",
         "weight_decay": 0.01,
         "batch_eval_metrics": True,  # so that no prediction is kept
     },
