@@ -202,6 +202,7 @@ def describe(script: DistillArguments, args: GDKDConfig, data: Data, i: int, vie
     augmentation["decoded_side"] = None if script.exact_decoding else decoded_side(views)
     if script.mixup_alpha + script.cutmix_alpha > 0:  # the partner is drawn from the rows that are trained on
         augmentation["mixed_with"] = hashlib.sha256(np.asarray(data.train[ROW]).tobytes()).hexdigest()[:16]
+        augmentation["mixed_at"] = list(max(each.size for each in views))
     local = data.name == "digits" or Path(data.name).exists()
     dataset = {"name": Path(data.name).name if local else data.name, "revision": data.revision}
     mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"

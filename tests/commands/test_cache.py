@@ -1,6 +1,7 @@
 """hf-gdkd cache and --teacher_cache: logits recorded ahead or in training, and refused where they do not fit."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -195,6 +196,18 @@ def test_another_data_set_is_refused(here):
     cache.main(["record", "of-same", "--teacher", "teacher", *QUICK, "--dataset", "same", *options])
     with pytest.raises(InputError, match=r"recorded with dataset\.contents "):
         train("refused", "--teacher_cache", "of-same", "--dataset", "changed", *options)
+
+
+def test_images_that_are_mixed_at_another_size_are_others(here):
+    """The largest teacher's size is that of the mixed image, which all of them see."""
+    shutil.copytree("teacher", "large")
+    processor = json.loads(Path("large/preprocessor_config.json").read_text())
+    processor["size"] = {"height": 48, "width": 48}
+    Path("large/preprocessor_config.json").write_text(json.dumps(processor))
+    cache.main(["record", "mixed", "--teacher", "teacher", "--cache_views", "1", "--mixup_alpha", "0.2", *QUICK])
+    options = ["--mixup_alpha", "0.2", "--cache_views", "1", "--teacher_cache", "mixed", "of-large"]
+    with pytest.raises(InputError, match=r"augmentation\.mixed_at \[32, 32\], and this run has \[48, 48\]"):
+        train("refused", *options, "--teacher", "teacher", "large")
 
 
 def test_a_full_disk(here, monkeypatch, caplog):
