@@ -45,7 +45,8 @@ def _is_small(rows: Dataset) -> bool:
         return False
     transform = getattr(rows, "transform", None)
     view = getattr(transform, "view", None) or getattr(transform, "views", {}).get("pixel_values")
-    if (size := getattr(view, "size", None)) is None:
+    size = getattr(transform, "size", None) or getattr(view, "size", None)  # of a crop, or of a model's input
+    if size is None:
         return len(rows) < FEWEST_SAMPLES
     return len(rows) * 3 * math.prod(size) < FEWEST_VALUES
 

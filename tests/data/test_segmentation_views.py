@@ -57,6 +57,8 @@ def test_image_and_mask_of_all_views_show_the_same_place(scale):
         inside = valid & (np.abs((x + 0.5) % BLOCK - BLOCK / 2) < 7.2) & (np.abs((y + 0.5) % BLOCK - BLOCK / 2) < 7.2)
         assert inside.sum() > 0.2 * valid.sum()
         assert (labels == block(np.round(x), np.round(y)))[inside].all()
+        near = [labels == block(np.round(x + i), np.round(y + j)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        assert np.any(near, axis=0)[valid].all()  # no class that is between two others
         if scale == (1.0, 1.0):  # nothing is interpolated
             assert valid.all() and (labels == block(np.round(x), np.round(y))).all()
         flips.add(bool(x[0, 5] > x[0, 10]))
@@ -117,6 +119,7 @@ def test_a_view_normalises_as_its_processor_does(processor):
     torch.testing.assert_close(view.squash([image]), expected, atol=1e-5, rtol=1e-5)
     whole = processor([Image.new("RGB", (512, 512))], return_tensors="pt")["pixel_values"]
     assert view.size == whole.shape[2:]
+    assert view.squash([Image.new("RGB", (4, 4), view.mean_colour)]).abs().max() < 0.01
     fixed = SegmentationView(processor, fixed=True)
     assert fixed.squash([image]).shape[2:] == fixed.size and not fixed.same_geometry(view)
 

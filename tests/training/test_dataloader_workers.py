@@ -181,10 +181,10 @@ def test_torch_raises_as_ever_after_an_error(tmp_path):
 class Images(Dataset):
     """So many images, made when they are read, at this size."""
 
-    def __init__(self, samples, size=None):
+    def __init__(self, samples, size=None, crop=None):
         self.samples = samples
         if size is not None:
-            self.transform = SimpleNamespace(view=SimpleNamespace(size=(size, size)))
+            self.transform = SimpleNamespace(view=SimpleNamespace(size=(size, size)), size=crop)
 
     def __len__(self):
         return self.samples
@@ -199,6 +199,12 @@ class Images(Dataset):
         (Images(1_281_167, 224), 8, 8, 0),  # one core, and a process that trains on it
         (Images(1_437, 32), 64, 1, 0),  # the embedded digits
         (Images(1_437, 224), 64, 1, 8),
+        (
+            Images(500, 512, (48, 48)),
+            64,
+            1,
+            0,
+        ),  # the embedded scenes: of a crop
         (Images(999), 64, 1, 0),
         (Images(1_000), 64, 1, 8),
         (make_data() * 100, 64, 1, 0),  # tensors in memory
