@@ -138,6 +138,7 @@ def test_labels_are_reduced_exactly_once(tmp_path, ids, names, options, expected
             ["split train: mask in row 1", "outside", "77", "0 to 2"],
         ),
         (lambda at: folder(at, [coloured([(0, 0, 0), (1, 2, 3)])]), ["row 0", "unknown", "(1, 2, 3)", "palette.json"]),
+        (lambda at: folder(at, [coloured([(0, 0, 0), (128, 0, 0)])], names=None), ["row 0", "unknown"]),  # too few
         (
             lambda at: folder(at, [coloured([(0, 0, 0), (1, 2, 3)])], names=None, palette=VOC),
             ["row 0", "(1, 2, 3)", "no class has"],
