@@ -71,6 +71,9 @@ def name_blocks(accelerator: Accelerator, student: nn.Module) -> None:
 def place_teacher(teacher: Teacher | Ensemble, args: GDKDConfig) -> Teacher | Ensemble:
     """The teacher on the run's device, whole or split; a second call changes nothing.
 
+    On a GPU the weights of a convolutional teacher that is whole are laid out channels last, as cuDNN's fast kernels
+    want them.
+
     Raises:
         InputError: it does not fit, or there is one process to split it over.
     """
@@ -82,7 +85,17 @@ def place_teacher(teacher: Teacher | Ensemble, args: GDKDConfig) -> Teacher | En
             _partition(each.model)
         elif args.shard_teacher:
             _shard(each.model, args.device)
+        elif args.device.type == "cuda" and convolves(each.model):
+            each.model.to(memory_format=torch.channels_last)
     return teacher.to(args.device)
+
+
+def convolves(model: nn.Module) -> bool:
+    """Whether a model has convolutions over overlapping places: a patch embedding has not, nor one of size 1."""
+    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return any(
+        size > stride for each in convolutions for size, stride in zip(each.kernel_size, each.stride, strict=True)
+    )
 
 
 def _shard(model: nn.Module, device: torch.device) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import Normed, Plain, StopAt, distil, make, make_data, rows, vit, weights
+from tiny_training import Normed, Plain, StopAt, config, convnext, distil, make, make_data, rows, vit, weights
 from torch import nn
 
 from hf_gdkd import GDKDTrainer, Teacher
 from hf_gdkd.errors import InputError, TrainingError
 from hf_gdkd.losses import build_loss
 from hf_gdkd.losses.partition import top_k
+from hf_gdkd.training.distributed import place_teacher
 
 ROOT = Path(__file__).parents[2]
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and torch finds none")
@@ -169,6 +170,20 @@ def test_a_teacher_that_does_not_fit_is_a_sentence(device, monkeypatch):
     huge.weight = nn.Parameter(torch.empty(10**12, device="meta"))  # 4 TB that nobody holds
     with pytest.raises(InputError, match=r"takes 4000\.0 GB, and .* free on cuda"):
         Teacher(huge, name="huge").to(torch.device("cuda"))
+
+
+@on_gpu
+@pytest.mark.parametrize("model, last", [(convnext, True), (vit, False)])
+def test_a_convolutional_teacher_is_laid_out_channels_last(device, tmp_path, model, last):
+    """With the same answers."""
+    module = make(model)
+    batch = {"pixel_values": torch.stack([row["pixel_values"] for row in make_data()])}
+    expected = Teacher(module)(batch)
+    teacher = place_teacher(Teacher(module), config(tmp_path, "kd", use_cpu=False))
+    kernels = [each.weight for each in module.modules() if isinstance(each, nn.Conv2d) and each.kernel_size != (1, 1)]
+    assert {weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels} == {last}
+    logits = teacher({"pixel_values": batch["pixel_values"].to(device)})
+    torch.testing.assert_close(logits.cpu(), expected, rtol=1e-2, atol=1e-3)
 
 
 @on_both

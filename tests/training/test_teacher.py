@@ -5,7 +5,7 @@ import torch
 from hub_content import CLASSES as KNOWN
 from hub_content import IMAGENET_MEAN, IMAGENET_STD, model_files, picture
 from PIL import Image
-from tiny_training import CLASSES, SIZE, NormedTeacher, config, distil, make, make_data, vit, weights
+from tiny_training import CLASSES, SIZE, NormedTeacher, config, convnext, distil, make, make_data, vit, weights
 from torch import nn
 from transformers import ViTImageProcessor
 
@@ -14,6 +14,7 @@ from hf_gdkd.data.views import TrainTransform, View
 from hf_gdkd.errors import InputError
 from hf_gdkd.losses import build_loss
 from hf_gdkd.models.heads import class_names
+from hf_gdkd.training.distributed import convolves
 from hf_gdkd.training.teacher import Ensemble, mean_prediction
 
 
@@ -104,3 +105,14 @@ def test_the_students_normalisation_would_blind_the_teacher(trained):
                 {"own": own, "naive": naive, "ours": teacher(batch)}.items()}  # fmt: skip
     assert accuracy["ours"] == accuracy["own"] > 0.9
     assert accuracy["naive"] < accuracy["own"] - 0.3
+
+
+@pytest.mark.parametrize("model, expected", [
+    (vit, False),
+    (NormedTeacher, False),
+    (lambda: nn.Conv2d(3, 8, 1), False),
+    (lambda: nn.Conv2d(3, 8, (1, 3)), True),
+    (convnext, True),
+])  # fmt: skip
+def test_a_patch_embedding_does_not_make_a_convolutional_teacher(model, expected):
+    assert convolves(model()) is expected
