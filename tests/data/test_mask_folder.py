@@ -15,14 +15,14 @@ from refusals import refusal
 from hf_gdkd.data.segmentation import load_segmentation
 
 
-@pytest.mark.parametrize("kind", ["root", "by side", "cityscapes", "jsonl", "saved", "parquet"])
+@pytest.mark.parametrize("kind", ["root", "by side", "cityscapes", "json", "saved", "parquet"])
 def test_pairs_are_found_in_every_layout(tmp_path, kind, caplog):
     rows, root = [(photo(i), mask([0, i])) for i in (1, 2)], tmp_path / "data"
     places = {
         "root": "images/{}.png masks/{}_mask.png",
         "by side": "images/{split}/{}.jpg annotations/{split}/{}.png",
         "cityscapes": "leftImg8bit/{split}/ulm/{}_leftImg8bit.png gtFine/{split}/ulm/{}_gtFine_labelIds.png",
-        "jsonl": "pictures/{}.jpg pictures/{}.png",
+        "json": "pictures/{}.jpg pictures/{}.png",
     }
     if kind in places:
         for split in ("training", "val") if kind == "by side" else ("train", "val"):
@@ -35,9 +35,9 @@ def test_pairs_are_found_in_every_layout(tmp_path, kind, caplog):
                         picture.save(str(path).replace("labelIds", "instanceIds"))
     columns = {"pixel_values": [each for each, _ in rows], "annotation": [each for _, each in rows]}
     saved = Dataset.from_dict(columns, Features({"pixel_values": Image(), "annotation": Image()}))
-    if kind == "jsonl":
+    if kind == "json":
         lines = [json.dumps({"image": f"pictures/{i}.jpg", "mask": f"pictures/{i}.png"}) for i in (0, 1)]
-        (root / "metadata.jsonl").write_text("\n".join(lines))
+        (root / "metadata.json").write_text("\n".join(lines))
     elif kind == "saved":
         DatasetDict({"train": saved, "val": saved}).save_to_disk(root)
     elif kind == "parquet":
@@ -46,7 +46,7 @@ def test_pairs_are_found_in_every_layout(tmp_path, kind, caplog):
             saved.to_parquet(root / f"{split}.parquet")
     (root / "id2label.json").write_text(json.dumps(dict(enumerate(NAMES))))
     splits = {"parquet": "validation"}  # as the library calls it
-    whole = kind in ("root", "jsonl")  # without splits
+    whole = kind in ("root", "json")  # without splits
     data = load_segmentation(str(root), **({"validation_rows": 1} if whole else {}))
     assert (len(data.train), data.eval_split) == (
         (1, "train (1 rows held out)") if whole else (2, splits.get(kind, "val"))

@@ -176,10 +176,11 @@ def test_a_teacher_of_fewer_classes_is_no_sign_of_reduced_labels(tmp_path):
 def test_every_mask_is_checked_as_it_is_read(tmp_path, monkeypatch):
     """Of a large data set not all are looked at before: what comes later is refused with its row."""
     monkeypatch.setattr("hf_gdkd.data.segmentation.CHECKED_ROWS", 2)
-    stored = [mask([0, 1]), mask([0, 3]), mask([0, 1], size=(8, 7)), mask([2])]
+    stored = [mask([0, 1]), mask([0, 3]), mask([0, 1], size=(8, 7)), coloured([(1, 0, 1)]), mask([2])]
     data = load_segmentation(folder(tmp_path, stored))
     refusal(lambda: data.train[1], "mask in row 1", "3")
     refusal(lambda: Augmented(data.train, None, seed=0).rows[2], "mask in row 2", "8 x 7")
+    refusal(lambda: data.train[3], "mask in row 3", "has colours")
 
 
 def test_masks_that_cannot_be_read_are_left_out_and_counted(tmp_path):
