@@ -46,7 +46,7 @@ def draw_segmentation(
         images: how many.
         window: as in `measure_segmenters`.
     """
-    models = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
+    models = {"prediction": student} if teacher is None else {"teacher": teacher, "student": student}
     colours = palette_of(len(label_names)) if palette is None else np.asarray(palette, np.uint8)
     chosen = sorted(set(np.linspace(0, len(rows) - 1, images).round().astype(int).tolist()))
     titles = ["image", "ground truth", *models, "where it is wrong" if teacher is None else "where they differ"]
