@@ -3,9 +3,10 @@
     python scripts/evaluate.py --model runs/student --teacher runs/digits-teacher
 
 The data are those that the model held out in its training, as its recipe.yaml says, unless the flags say otherwise.
-Prints and writes (`--output`, by default evaluation.json in the model's folder) top-1, top-5, negative log-likelihood
-in nats, expected calibration error, parameters, FLOPs and images per second of every model, and the agreement of model
-and baseline with the teacher. Under torchrun the processes share the rows.
+Prints and writes (`--output`, by default evaluation.json in the model's folder) the metrics, parameters, FLOPs and
+images per second of every model, and the agreement of model and baseline with the teacher. The metrics are top-1,
+top-5, negative log-likelihood in nats and expected calibration error; of semantic segmentation, mean IoU, pixel
+accuracy and the IoU of each class. Under torchrun the processes share the rows.
 """
 
 from __future__ import annotations
@@ -28,13 +29,12 @@ from accelerate import PartialState
 
 from hf_gdkd.commands.evaluated_data import has_seen, parse_evaluation, trained_with
 from hf_gdkd.commands.running import quiet, run
-from hf_gdkd.data.loading import load_data
 from hf_gdkd.errors import InputError
-from hf_gdkd.evaluation.measurement import measure_teacher
-from hf_gdkd.evaluation.metrics import agreement
 from hf_gdkd.models.heads import class_names
 from hf_gdkd.models.label_map import load_label_map
 from hf_gdkd.models.loading import pin_revision
+from hf_gdkd.tasks.registry import task_of
+from hf_gdkd.tasks.task import Source
 from hf_gdkd.training.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -45,29 +45,34 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     options, wanted = parse_evaluation(argv)
     output, state = writable(options), PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
     quiet()
-    data = load_data(wanted.dataset, **wanted.data_options(), eval_only=True)
-    results, logits, done = {}, {}, {}
+    task, sources = task_of(wanted.task), {}
     for role in ("model", "teacher", "baseline"):
         if (name := getattr(options, role)) is None:
             continue
         revision = pin_revision(name, getattr(options, "revision" if role == "model" else f"{role}_revision"))
-        if (name, revision) not in done:
-            if has_seen(trained_with(name, revision), wanted):
-                logger.warning("%s was trained on some of these rows: it does better on them than on others.", name)
-            model = Teacher.load(name, revision=revision, trust_remote_code=wanted.trust_remote_code)
-            data.label_names = data.label_names or class_names(model.model)
-            match(model, role, data.label_names, wanted.label_map, data.name)
-            device = options.device or state.device
-            done[name, revision] = measure_teacher(model, data.eval, batch_size=options.batch_size, device=device)
-        logits[role], numbers = done[name, revision]
-        results[role] = {"name": name, "revision": revision, **numbers}
-    for role in ("model", "baseline"):
-        if role in results and "teacher" in results:
-            results[role]["agreement"] = agreement(logits[role], logits["teacher"])
+        sources[role] = Source(name, revision, wanted.trust_remote_code)
+    data = task.load_data(wanted.dataset, models=list(sources.values()), **wanted.data_options(), eval_only=True)
+    models = {}
+    for role, source in sources.items():
+        same = next((models[other] for other in models if sources[other] == source), None)
+        if same is None and has_seen(trained_with(source.name, source.revision), wanted):
+            logger.warning("%s was trained on some of these rows: it does better on them than on others.", source.name)
+        models[role] = same or Teacher.load(source.name, kind=task.kind, **source.options)
+        data.label_names = data.label_names or class_names(models[role].model)
+        if same is None:
+            match(models[role], role, data.label_names, wanted.label_map, data.name)
+    found = task.compare(
+        models, data, batch_size=options.batch_size, device=options.device or state.device,
+        window=wanted.window,
+    )  # fmt: skip
+    results = {
+        role: {"name": source.name, "revision": source.revision, **found[role]} for role, source in sources.items()
+    }
     if state.is_main_process:
         for role, numbers in results.items():
             print(f"{role} {numbers['name']} on {data.name} ({data.eval_split}, {len(data.eval)} images)")
             shown = {key: value for key, value in numbers.items() if key not in ("name", "revision")}
+            shown |= {f"IoU of {name}": value for name, value in shown.pop("iou", {}).items()}
             print("".join(f"  {key:20} {'-' if x is None else format(x, '.6g')}\n" for key, x in shown.items()), end="")
         output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         print(f"written to {output}")

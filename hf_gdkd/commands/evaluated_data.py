@@ -16,8 +16,9 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from ..errors import InputError, first_sentence
 from ..hub_client import HUB_ERRORS, hub_reason
 from ..models.names import is_own_network, resolve_name
+from ..publishing.wording import WORDINGS
 from ..training.run_files import SETTINGS_FILE, read_run_settings
-from .arguments.distill_flags import DistillArguments
+from .arguments.distill_flags import TASK_FLAGS, DistillArguments
 from .arguments.other_flags import EVALUATION_FLAGS, evaluate_parser
 from .arguments.settings_file import FLAGS_ONLY, as_flags
 
@@ -35,6 +36,9 @@ def parse_evaluation(argv: Sequence[str] | None = None) -> tuple[Namespace, Dist
     parser, argv = evaluate_parser(), list(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(argv)
     trained = trained_with(options.model, options.revision)
+    if trained is not None and options.task is None:
+        argv = [*as_flags({"task": trained.get("task")}), *argv]
+        options = parser.parse_args(argv)
     if trained is not None and (options.dataset is None or _is_same(options.dataset, trained)):
         kept = {name: trained.get(name) for name in EVALUATION_FLAGS if name not in FLAGS_ONLY}
         kept |= {"dataset": _dataset_of(trained), "label_map": _label_map_of(trained, options.teacher)}
@@ -48,10 +52,18 @@ def parse_evaluation(argv: Sequence[str] | None = None) -> tuple[Namespace, Dist
     if options.dataset is None:
         raise InputError(f"model {options.model} has no {SETTINGS_FILE} that names its data set: use --dataset.")
     told = {name: value for name in EVALUATION_FLAGS if (value := getattr(options, name)) is not None}
-    data = DistillArguments(**told)
+    data, unset = DistillArguments(**told), DistillArguments()
+    if data.task not in TASK_FLAGS:
+        raise InputError(f"task is {data.task!r}: choose one of {', '.join(TASK_FLAGS)}.")
+    for task, flags in TASK_FLAGS.items():
+        for name in told.keys() & set(flags) if task != data.task else ():
+            if told[name] != getattr(unset, name):
+                raise InputError(f"{name} is for --task {task}, and these models do {data.task}: leave it out.")
+    if options.batch_size is None:
+        options.batch_size = WORDINGS[data.task].batch_size
     if data.validation_rows is not None and data.eval_split is not None:
         raise InputError("validation_rows and eval_split are alternatives: use one of them.")
-    for name in ("validation_rows", "batch_size"):
+    for name in ("validation_rows", "batch_size", "window"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise InputError(f"{name} is {value}: use a number of at least 1.")
     for role in ("teacher", "baseline"):

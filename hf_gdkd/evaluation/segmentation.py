@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,10 +25,10 @@ def predicted_classes(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def pixel_counts(predicted: Tensor, labels: Tensor, num_classes: int, ignore_index: int = IGNORE) -> Tensor:
-    """Count pixels by true class (row) and predicted class (column): (C, C), int64, on the device of `predicted`.
+    """Count pixels by true class (row) and predicted class (column): (N, C, C), int64, a matrix for each of N images.
 
     Args:
-        predicted, labels: class ids of the same shape; pixels whose label is `ignore_index` are left out.
+        predicted, labels: class ids (N, ...) on one device; pixels whose label is `ignore_index` are left out.
         num_classes: C.
 
     Raises:
@@ -38,7 +39,8 @@ def pixel_counts(predicted: Tensor, labels: Tensor, num_classes: int, ignore_ind
             f"predictions are {tuple(predicted.shape)} and masks {tuple(labels.shape)}: resize them first."
         )
     valid = labels != ignore_index
-    predicted, labels = predicted[valid].long(), labels[valid].long()
+    images = torch.arange(len(labels), device=labels.device).view(-1, *[1] * (labels.ndim - 1)).expand_as(labels)[valid]
+    predicted, labels, shape = predicted[valid].long(), labels[valid].long(), (len(labels), num_classes, num_classes)
     for what, ids in (("mask", labels), ("prediction", predicted)):
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < num_classes:
             wrong = ids[(ids < 0) | (ids >= num_classes)].unique().tolist()
@@ -46,7 +48,8 @@ def pixel_counts(predicted: Tensor, labels: Tensor, num_classes: int, ignore_ind
                 f"a {what} holds the class ids {', '.join(map(str, wrong[:5]))}, expected 0 to {num_classes - 1} or "
                 f"{ignore_index} (ignored): correct the masks, or the list of classes."
             )
-    return torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes)
+    cells = (images * num_classes + labels) * num_classes + predicted
+    return torch.bincount(cells, minlength=math.prod(shape)).view(shape)
 
 
 class ConfusionMatrix:
@@ -75,7 +78,8 @@ class ConfusionMatrix:
     def add(self, predicted: Tensor, labels: Tensor) -> None:
         """Count class ids of the same shape; errors as `pixel_counts`'s."""
         device = self.counts.device
-        self.counts += pixel_counts(predicted.to(device), labels.to(device), len(self.counts), self.ignore_index)
+        predicted, labels = predicted.to(device).flatten(), labels.to(device).flatten()
+        self.counts += pixel_counts(predicted[None], labels[None], len(self.counts), self.ignore_index)[0]
 
     def total(self) -> Tensor:
         """The counts (C, C) of all processes, which must call this together where torch.distributed is initialized."""
@@ -123,8 +127,7 @@ class SegmentationMetrics:
     def preprocess(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The confusion matrix of each image (N, C, C), of logits (N, C, h, w) and labels (N, H, W)."""
         predicted = predicted_classes(logits, labels.shape[-2:])
-        pairs = zip(predicted, labels, strict=True)
-        return torch.stack([pixel_counts(*pair, self.num_classes, self.ignore_index) for pair in pairs])
+        return pixel_counts(predicted, labels, self.num_classes, self.ignore_index)
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Add a batch of what `preprocess` made; the metrics of all since the last result if `compute_result`."""

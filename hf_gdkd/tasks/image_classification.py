@@ -14,8 +14,8 @@ from ..data.augment import image_augmentation
 from ..data.datasets import Viewed
 from ..data.loading import Data, load_data
 from ..data.views import EvalTransform, TrainTransform, View
-from ..evaluation.measurement import ALL, check_teacher, measure, side_by_side
-from ..evaluation.metrics import compute_agreement, compute_metrics
+from ..evaluation.measurement import ALL, check_teacher, measure, measure_teacher, side_by_side
+from ..evaluation.metrics import agreement, compute_agreement, compute_metrics
 from ..models.kinds import CLASSIFIER
 from ..models.loading import load_model
 from ..publishing.wording import CLASSIFICATION, WORDINGS
@@ -79,6 +79,16 @@ class ImageClassification(Task):
         **options: Any,
     ) -> dict[str, Any]:
         return side_by_side(answers, teachers, data.eval, weights=weights, labelled=labelled, **options)
+
+    def compare(
+        self, models: Mapping[str, Teacher], data: Data, *, window: int | None = None, **options: Any
+    ) -> dict[str, dict[str, Any]]:
+        measured = {id(model): measure_teacher(model, data.eval, **options) for model in set(models.values())}
+        found = {role: {**measured[id(model)][1]} for role, model in models.items()}
+        for role in models.keys() - {"teacher"} if "teacher" in models else ():
+            answers = (measured[id(models[each])][0] for each in (role, "teacher"))
+            found[role]["agreement"] = agreement(*answers)
+        return found
 
     def draw(self, *args: Any, **options: Any) -> None:
         pass

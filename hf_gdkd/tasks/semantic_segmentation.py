@@ -99,6 +99,14 @@ class SemanticSegmentation(Task):
         by_name = dict(zip([teacher.name for teacher in teachers], numbers, strict=True))
         return {"agreement": own["agreement"], "teachers": by_name}
 
+    def compare(self, models: Mapping[str, Teacher], data: Data, **options: Any) -> dict[str, dict[str, Any]]:
+        students = {role: Segmenter.of(model) for role, model in models.items() if role != "teacher"}
+        teachers = {role: Segmenter.of(model) for role, model in models.items() if role == "teacher"}
+        own, others = measure_segmenters(
+            list(students.values()), data.eval, data.label_names, teachers=list(teachers.values()), **options
+        )
+        return dict(zip([*students, *teachers], [*own, *others], strict=True))
+
     def draw(
         self,
         folder: Path,
@@ -120,7 +128,7 @@ def _classes(model: Source) -> ModelClasses | None:
     path = resolve_name(model.name)
     if is_own_network(path):
         return None
-    config = read_config(path, **model.options)
+    config = read_config(path, SEGMENTER, **model.options)
     if not any("Segmentation" in each for each in config.architectures or ()):
         return None
     processor = load_processor(model.name, **model.options)

@@ -101,6 +101,10 @@ class Task(ABC):
         """The student's `agreement` with its teachers, and `teachers`: the numbers of each by its name."""
 
     @abstractmethod
+    def compare(self, models: Mapping[str, Teacher], data: Data, **options: Any) -> dict[str, dict[str, Any]]:
+        """The numbers of models by their role, and of others than the one called teacher their `agreement` with it."""
+
+    @abstractmethod
     def draw(
         self,
         folder: Path,

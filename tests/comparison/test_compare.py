@@ -250,6 +250,22 @@ def test_the_report(runs, call, tmp_path):
     assert float(rows[0]["to_ce_low"]) == pytest.approx(0.04) and json.loads(rows[0]["last"])["2"] == 0.742
 
 
+def test_segmentation_is_compared_by_its_own_metric_in_its_own_chapter(runs, call, tmp_path):
+    (tmp_path / "scenes.yaml").write_text(yaml.safe_dump(SPEC | {"task": "semantic-segmentation"}))
+    runs.metric = "mean_iou"
+    call("scenes.yaml")
+    flags = [flags for kind, flags in runs.take() if kind == "train"]
+    assert {each["task"] for each in flags} == {"semantic-segmentation"}
+    assert {each["metric_for_best_model"] for each in flags if "metric_for_best_model" in each} == {"mean_iou"}
+    assert "| gdkd | k 3 | 74.10 ± 0.10 |" in (text := (tmp_path / "RESULTS.md").read_text())
+    assert "has 70.00 % (mean IoU) on" in text and "Both are mean IoU in %" in text
+    runs.metric = "top1"
+    call("a.yaml")
+    assert all("task" not in flags for _, flags in runs.take())
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert text.index("# Results: semantic segmentation\n") < text.index("# Results\n")
+
+
 def test_a_run_that_diverges_is_a_result(runs, call, tmp_path):
     runs.broken = lambda flags: flags["loss"] == "gdkd" and (flags.get("k") == "3" or flags["seed"] == "1")
     call("a.yaml")

@@ -83,7 +83,7 @@ def test_ids_that_are_no_class_are_an_error(which, ids):
     wrong, right = torch.tensor(ids), torch.tensor([0, 1, 2])
     predicted, labels = (right, wrong) if which == "mask" else (wrong, right)
     with pytest.raises(InputError, match=f"{which} holds the class ids .*expected 0 to 5 or 255"):
-        pixel_counts(predicted, labels, CLASSES)
+        pixel_counts(predicted[None], labels[None], CLASSES)
 
 
 def test_several_processes_sum_their_counts(tmp_path):
@@ -115,7 +115,7 @@ def test_a_trainer_keeps_counts_alone_and_gets_the_metrics_of_all_batches():
     logits, (_, labels) = torch.randn(5, CLASSES, 5, 4, generator=g), masks()
     metrics, direct = (
         SegmentationMetrics(CLASSES),
-        segmentation_metrics(pixel_counts(predicted_classes(logits, (9, 7)), labels, CLASSES)),
+        segmentation_metrics(pixel_counts(predicted_classes(logits, (9, 7)), labels, CLASSES).sum(0)),
     )
     for _ in range(2):  # two evaluations: the second starts anew
         found = {}
@@ -154,6 +154,6 @@ def test_the_trainer_evaluates_with_them_and_keeps_no_prediction(tmp_path):
     )  # fmt: skip
     found = trainer.evaluate()
     with torch.no_grad():
-        direct = segmentation_metrics(pixel_counts(predicted_classes(Conv()(pixels), (9, 7)), labels, CLASSES))
+        direct = segmentation_metrics(pixel_counts(predicted_classes(Conv()(pixels), (9, 7)), labels, CLASSES).sum(0))
     assert {key: found[f"eval_{key}"] for key in ("mean_iou", "pixel_accuracy")}.items() <= direct.items()
     assert kept == [(2, CLASSES, CLASSES)] * 2 + [(1, CLASSES, CLASSES)]

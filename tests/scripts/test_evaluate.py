@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+)
 
 from hf_gdkd.errors import InputError
 from hf_gdkd.scripts import evaluate
+from hf_gdkd.tasks import image_classification
 from hf_gdkd.training.teacher import Teacher
 
 ROOT = Path(__file__).parents[2]
@@ -55,8 +61,9 @@ def test_two_revisions_of_one_model_are_two_models(folder, student, monkeypatch)
 
 def test_the_rows_that_were_held_out(student, capsys, monkeypatch):
     """They do not depend on the seed of the training, and are those that distill.py held out."""
-    seen, load = [], evaluate.load_data
-    monkeypatch.setattr(evaluate, "load_data", lambda *args, **options: seen.append(load(*args, **options)) or seen[0])
+    seen, load = [], image_classification.load_data
+    kept = lambda *args, **options: seen.append(load(*args, **options)) or seen[0]  # noqa: E731
+    monkeypatch.setattr(image_classification, "load_data", kept)
     evaluate.main(["--model", student])
     trained = load("digits", validation_rows=100, seed=5, train_rows=50)
     assert [image.tobytes() for image in seen[0].eval["image"]] == [image.tobytes() for image in trained.eval["image"]]
@@ -89,7 +96,7 @@ def test_each_role_is_compared_with_the_teacher(folder, student):
     (["--device", "gpu"], "device gpu is not there: use cpu, cuda"),
 ])  # fmt: skip
 def test_what_is_checked_before_anything_is_measured(student, monkeypatch, words, says):
-    monkeypatch.setattr(evaluate, "load_data", None)
+    monkeypatch.setattr(image_classification, "load_data", None)
     with pytest.raises(InputError, match=says):
         evaluate.main(["--model", student, *words])
 
@@ -118,3 +125,31 @@ def test_two_processes_find_what_one_finds(student):
     two = json.loads(Path("two.json").read_text())
     for role, numbers in one.items():
         assert two[role] | {"images_per_second": 0} == numbers | {"images_per_second": 0}
+
+
+def save_segmenter(folder, seed):
+    config = AutoConfig.from_pretrained(ROOT / "scripts/demo/scene-student", num_labels=11)
+    config.id2label = dict(enumerate(["background", *"0123456789"]))
+    torch.manual_seed(seed)
+    AutoModelForSemanticSegmentation.from_config(config).save_pretrained(folder)
+    AutoImageProcessor.from_pretrained(ROOT / "scripts/demo/scene-student").save_pretrained(folder)
+    return str(folder)
+
+
+def test_segmenters_are_measured_by_their_training_s_task(folder, capsys):
+    """The task is that of the model's recipe.yaml, and others than it are refused."""
+    student, other = save_segmenter(folder / "student", 0), save_segmenter(folder / "other", 1)
+    Path("student/recipe.yaml").write_text("task: semantic-segmentation\ndataset: digit-scenes\n")
+    found = evaluate.main(["--model", student, "--teacher", other, "--baseline", other, "--window", "48"])
+    assert found["baseline"]["agreement"] == 1.0 > found["model"]["agreement"] > 0
+    assert found["model"]["mean_iou"] != found["teacher"]["mean_iou"] and len(found["model"]["iou"]) == 11
+    assert "IoU of background" in capsys.readouterr().out
+    assert json.loads(Path("student/evaluation.json").read_text()) == found
+    for flags, says in (
+        (["--label_free"], "label_free is for --task image-classification"),
+        (["--window", "0"], "window is 0"),
+        (["--task", "x"], "task is 'x'"),
+        (["--task", "image-classification", "--dataset", "digits"], "no image classifier"),
+    ):
+        with pytest.raises(InputError, match=says):
+            evaluate.main(["--model", student, "--teacher", other, *flags])

@@ -18,6 +18,7 @@ EVALUATION_FLAGS = (
     *("dataset", "dataset_config", "dataset_revision", "train_split", "eval_split", "validation_rows"),
     *("image_column", "label_column", "on_bad_image", "label_map", "label_free", "trust_remote_code"),
     *("task", "reduce_labels", "id2label", "palette", "window"),
+    *("task", "reduce_labels", "id2label", "palette", "window"),
 )
 EVALUATION_HELP = {
     "train_split": "Split that validation_rows are held out of.",
@@ -71,7 +72,7 @@ def evaluate_parser() -> Parser:
             kind = {"type": _truth, "nargs": "?", "const": True, "metavar": "true,false"}
         data.add_argument(*names, default=None, help=EVALUATION_HELP.get(flag.name, flag.metadata["help"]), **kind)
     work = parser.add_argument_group("Measurement")
-    work.add_argument("--batch_size", type=int, default=64, help="Images per batch (default: 64).")
+    work.add_argument("--batch_size", type=int, help="Images per batch (default: 64, or 8 with masks).")
     work.add_argument("--device", help="Unset: the GPU if there is one, else cpu.")
     work.add_argument("--output", help="JSON file to write; unset: evaluation.json in the model's folder.")
     return parser
