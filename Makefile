@@ -24,6 +24,7 @@ lint: setup
 bench: setup
 	$(BIN)/python scripts/benchmark_losses.py
 	$(BIN)/python scripts/benchmark_trainer.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark_cache.py
 	$(BIN)/python scripts/benchmark_data.py
 
 # Fashion-MNIST from Debian's package dataset-fashion-mnist, or else from the Hub
