@@ -22,11 +22,9 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-import torch
-import torch.utils.serialization  # as each child's first torch.save would
 import transformers.trainer
-from PIL import Image
-from transformers import PrinterCallback, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from killed_runs import CLASSES, SAMPLES, SIZE, rows, scenes, segmenters, vit
+from transformers import PrinterCallback, ViTImageProcessor
 
 from hf_gdkd import GDKDConfig, GDKDTrainer, Teacher
 from hf_gdkd.commands.running import quiet, run
@@ -36,7 +34,7 @@ from hf_gdkd.training.cached_teacher import CachedTeacher
 from hf_gdkd.training.checkpoints import is_complete
 from hf_gdkd.training.ema import EMA
 
-SEED, CLASSES, SIZE, SAMPLES = 20, 5, 8, 42  # 42 = 10 * 4 + 2: 11 micro-batches, 6 steps an epoch
+SEED = 20
 OPTIONS = {
     "loss": "gdkd", "k": 2, "kd_warmup_epochs": 1.5, "num_train_epochs": 2, "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 2, "learning_rate": 3e-3, "lr_scheduler_type": "cosine", "warmup_steps": 2,
@@ -52,20 +50,6 @@ BREAKS = {
     "moving average": lambda: setattr(EMA, "load", lambda *a: None),
     "data order": lambda: OPTIONS.update(ignore_data_skip=True),
 }
-
-
-def vit(seed: int, **options: float) -> ViTForImageClassification:
-    torch.manual_seed(seed)
-    return ViTForImageClassification(ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=SIZE,
-        patch_size=4, num_labels=CLASSES, initializer_range=0.3, **options,
-    ))  # fmt: skip
-
-
-def rows(samples: int) -> list[dict[str, object]]:
-    g = torch.Generator().manual_seed(samples)
-    pixels = torch.randint(256, (samples, SIZE, SIZE, 3), dtype=torch.uint8, generator=g).numpy()
-    return [{"image": Image.fromarray(p), "labels": i % CLASSES} for i, p in enumerate(pixels)]
 
 
 class Watched(GDKDTrainer):
@@ -125,20 +109,22 @@ def cache_of(folder: Path) -> TeacherCache:
     return TeacherCache(folder.with_name(f"{folder.name} cache"), {}, rows=SAMPLES, classes=CLASSES, views=2)
 
 
-def train(folder: Path, kill: dict | None = None, trainer: type[Watched] = Watched, cached: bool = False) -> None:
-    """One run, or what is left of it, as scripts/distill.py has it."""
+def train(folder: Path, kill: dict | None = None, trainer: type[Watched] = Watched, kind: str = "") -> None:
+    """One run, or what is left of it, as scripts/distill.py has it; of the kind "cached" or "maps", or neither."""
     args = GDKDConfig(output_dir=str(folder), **OPTIONS)
     view = View(ViTImageProcessor(size={"height": SIZE, "width": SIZE}))
     student, teacher, caches = vit(1, hidden_dropout_prob=0.2), vit(2), {}
-    if cached:
+    if kind == "cached":
         caches, module = {"teacher_pixel_values": cache_of(folder)}, teacher
         teacher = CachedTeacher(caches["teacher_pixel_values"], lambda: Teacher(module))
     transform = TrainTransform(view, dict.fromkeys(caches, view), crop_scale=0.3)
-    trainer = trainer(
-        student, teacher, args, data_collator=collate, processing_class=view.processor,
-        train_dataset=Augmented(rows(SAMPLES), transform, seed=args.seed, caches=caches),
-        eval_dataset=[{"pixel_values": view.exact([row["image"]])[0], "labels": row["labels"]} for row in rows(9)],
-    )  # fmt: skip
+    data = {
+        "train_dataset": Augmented(rows(SAMPLES), transform, seed=args.seed, caches=caches),
+        "eval_dataset": [{"pixel_values": view.exact([row["image"]])[0], "labels": row["labels"]} for row in rows(9)],
+    }
+    if kind == "maps":
+        (student, teacher), data = segmenters(), scenes(args.seed)
+    trainer = trainer(student, teacher, args, data_collator=collate, processing_class=view.processor, **data)
     trainer.remove_callback(PrinterCallback)
     trainer.kill = kill
     for cache in caches.values():
@@ -234,15 +220,15 @@ def on_two_processes(folder: Path, trainer: type[Watched] = Watched) -> list[int
 def kill_recording(folder: Path, kills: int) -> dict[str, dict]:
     """Kill runs while they record, a third of them in the middle of a write; one more is not killed."""
     r, results = random.Random(SEED), {}
-    results["recording"] = {"ended": [end(fork(train, folder / "recording", {}, Watched, True))]}
+    results["recording"] = {"ended": [end(fork(train, folder / "recording", {}, Watched, "cached"))]}
     records = json.loads((folder / "recording/calls.json").read_text())["records"]
     for i in range(kills):
         name, plan = f"recording-{i}", {"call": r.randint(*r.choice(records))}
         if i % 3 == 0:
             plan["bytes"] = r.randrange(SAMPLES * 2 * CLASSES)
-        ended = [end(fork(train, folder / name, plan, Watched, True))]
+        ended = [end(fork(train, folder / name, plan, Watched, "cached"))]
         left = sum(int(cache_of(folder / name).recorded(view).sum()) for view in range(2))
-        ended.append(end(fork(train, folder / name, None, Watched, True)))
+        ended.append(end(fork(train, folder / name, None, Watched, "cached")))
         results[name] = {"plan": plan, "ended": ended, "recorded": left}
     return results
 
@@ -283,6 +269,13 @@ def kill_all(folder: Path) -> dict[str, dict]:
     for name in ["nothing", *BREAKS]:
         shutil.copytree(folder / "third", folder / name)
         results[name] = {"ended": [end(fork(broken, name, folder / name))]}
+
+    results["maps"] = {"ended": [end(fork(train, folder / "maps", {}, Watched, "maps"))]}
+    saves = json.loads((folder / "maps/calls.json").read_text())["saves"]
+    for i in range(2):
+        name, plan = f"maps-{i}", {"call": r.randint(*r.choice([*pairwise(saves[i])]))}
+        ended = [end(fork(train, folder / name, plan, Watched, "maps"))]
+        results[name] = {"plan": plan, "ended": [*ended, end(fork(train, folder / name, None, Watched, "maps"))]}
 
     results["two"] = {"ended": on_two_processes(folder / "two")}
     killed = on_two_processes(folder / "two killed", DiesBeforeRotation)

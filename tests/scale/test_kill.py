@@ -87,6 +87,13 @@ def test_a_run_killed_while_it_records_its_teacher_ends_with_the_same_weights_an
     assert any(0 < result["recorded"] < 84 for result in killed)
 
 
+@pytest.mark.parametrize("i", range(2))
+def test_a_killed_run_on_label_maps(runs, i):
+    result = runs[1][f"maps-{i}"]
+    assert result["ended"] == [-signal.SIGKILL, 0]
+    assert weights(runs, f"maps-{i}") == weights(runs, "maps")
+
+
 def test_two_processes(runs):
     """Killed as soon as the main process takes a checkpoint for done: it holds the random state of both."""
     result = runs[1]["two killed"]

@@ -14,7 +14,7 @@ from launch import launch
 from safetensors.torch import load_file
 
 WORKER = Path(__file__).with_name("topology.py")
-LOSSES = ["kd", "dkd", "gdkd", "gdkd3", "fitnet"]  # fitnet learns a projection beside the student
+LOSSES = ["kd", "dkd", "gdkd", "gdkd3", "fitnet", "gdkd of maps"]  # fitnet learns a projection beside the student
 WHOLE, RAGGED = 160, 147  # five steps of 32; four, and 19 samples
 TOPOLOGIES = {  # processes, batch of a process, micro-batches a step
     "one process": (1, 32, 1),
@@ -43,7 +43,8 @@ def runs(tmp_path_factory):
                     options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
                     if loss == "fitnet":
                         options["kd_weight"] = 1.0  # its own, 100, diverges at this learning rate
-                    jobs.append({"name": name, "indices": indices, "loss": loss, **options})
+                    options |= {"loss": loss.split()[0], "maps": "maps" in loss}
+                    jobs.append({"name": name, "indices": indices, **options})
         for topology in CACHED:
             world, batch, accumulation = TOPOLOGIES.get(topology, (1, 32, 1))
             for kind, cache in (("live", None), ("recorded", f"cache of {topology}"), ("read", FULL)):

@@ -32,6 +32,28 @@ class Student(nn.Module):
         return self.head(torch.tanh(self.body(self.maps(pixel_values).flatten(1))))
 
 
+class Segmenter(nn.Module):
+    """Logits of maps at a part of the resolution of the image."""
+
+    def __init__(self, stride: int = 2) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, CLASSES, 3, stride, 1)
+
+    def forward(self, pixel_values):
+        return 2 * torch.tanh(self.head(pixel_values))
+
+
+def scenes(indices: list[int]) -> list[dict[str, torch.Tensor]]:
+    """Images of which from none to all pixels have a label."""
+    g = torch.Generator().manual_seed(0)
+    shape = max(indices) + 1, SIZE, SIZE
+    pixels, labels = torch.randn(shape[0], 3, SIZE, SIZE, generator=g), torch.randint(CLASSES, shape, generator=g)
+    share = torch.rand(shape[0], 1, 1, generator=g)
+    share[::5] = 1
+    labels[torch.rand(shape, generator=g) < share] = 255
+    return [{"pixel_values": pixels[i], "labels": labels[i]} for i in indices]
+
+
 def samples(indices: list[int]) -> list[dict[str, torch.Tensor | int]]:
     g = torch.Generator().manual_seed(0)
     pixels = torch.randn(max(indices) + 1, 3, SIZE, SIZE, generator=g)
@@ -51,11 +73,21 @@ def mixed_views(rows: int, cache: TeacherCache | None) -> Augmented:
     )  # fmt: skip
 
 
-def run(folder: Path, name: str, indices: list[int], mixed: bool = False, cache: str | None = None, **options) -> None:
-    """Train once and write the weights and the log; `mixed` views, whose teacher may be read from a cache."""
+def run(
+    folder: Path,
+    name: str,
+    indices: list[int],
+    mixed: bool = False,
+    cache: str | None = None,
+    maps: bool = False,
+    **options,
+) -> None:
+    """Train once, and write weights and log; on `mixed` views, whose teacher may be read from a cache, or on `maps`."""
     torch.manual_seed(0)
     student, teacher = Student(), Student()
     data, shared = samples(indices), {}
+    if maps:
+        student, teacher, data = Segmenter(), Segmenter(1), scenes(indices)
     if mixed:
         stored = cache and TeacherCache(
             folder / cache, {}, rows=len(indices), classes=CLASSES, views=1, dtype="float32"
