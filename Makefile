@@ -22,8 +22,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 bench: setup
-	$(BIN)/python scripts/benchmark_losses.py
-	$(BIN)/python scripts/benchmark_trainer.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark.py
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark_cache.py
 	$(BIN)/python scripts/benchmark_data.py
 

@@ -7,9 +7,10 @@ import datetime
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,10 +50,20 @@ class Rows:
             ratios = [own / other for own, other in zip(values, against[1], strict=True)]
             row |= {"yardstick": against[0], **{f"ratio_{key}": value for key, value in spread(ratios).items()}}
         row |= {} if peak_mb is None else {"peak_mb": f"{peak_mb:.5g}"}
+        self._write(row)
+
+    def add_row(self, group: str, name: str, setting: str, yardstick: str, found: Mapping[str, Any]) -> None:
+        """Add a row of `benchmark_losses`."""
+        row = {"group": group, "name": name, "setting": setting, "unit": "ms", "yardstick": yardstick}
+        row |= {p: found[f"ms_{p}"] for p in ("p50", "p20", "p80")}
+        self._write(row | {key: found[key] for key in COLUMNS if key in found and key not in self.about})
+
+    def _write(self, row: dict[str, Any]) -> None:
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow(row | self.about)
-        ratio = f"  {row['ratio_p50']} x {row['yardstick']}" if against else ""
-        print(f"{group}: {name} {setting}: {row['p50']} {unit} ({row['p20']} to {row['p80']}){ratio}", flush=True)
+        ratio = f"  {row['ratio_p50']} x {row['yardstick']}" if "yardstick" in row else ""
+        figure = f"{row['p50']} {row['unit']} ({row['p20']} to {row['p80']}){ratio}"
+        print(f"{row['group']}: {row['name']} {row['setting']}: {figure}", flush=True)
 
 
 def read(path: Path) -> list[dict[str, str]]:
