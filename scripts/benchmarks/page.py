@@ -7,11 +7,11 @@ from pathlib import Path
 from .growth import SUBJECTS, draw
 from .rows import LIBRARIES, read
 
-# Groups of rows, in their order on the page: title, and what a reader has to know.
 GROWTH_TEXT = (
-    "The loss gdkd beside plain KD as batch, classes or k grow (else 64, 1000 and 5), and a step with gdkd beside plain "
-    "fine-tuning as the image grows."
+    "The loss gdkd beside plain KD as batch, classes or k grow (else 64, 1000 and 5), and a step with gdkd beside "
+    "plain fine-tuning as the image grows."
 )
+# Groups of rows, in their order on the page: title, and what a reader has to know.
 CPU = {
     "steps": (
         "Training steps",
