@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from transformers import (
     AutoModelForSemanticSegmentation,
     BeitConfig,
+    MobileViTConfig,
+    MobileViTForImageClassification,
     ResNetConfig,
     SegformerConfig,
     SegformerForImageClassification,
@@ -88,6 +90,15 @@ def test_an_encoder_is_a_student_and_no_teacher(tmp_path, caplog):
     assert weight.shape == (3, 8, 1, 1) and weight.std() > 0
     with pytest.raises(InputError, match=r"has no weights for decode_head.*a trained segmentation head\.$"):
         load_segmentation_teacher(str(tmp_path))
+
+
+def test_the_whole_decoder_may_be_new(tmp_path):
+    """MobileViT's has layers that stand beside the classifier, not above it."""
+    sizes = {"hidden_sizes": [16, 16, 16], "neck_hidden_sizes": [8] * 6 + [32], "num_attention_heads": 2}
+    encoder = MobileViTForImageClassification(MobileViTConfig(**sizes, aspp_out_channels=8, num_labels=2))
+    encoder.save_pretrained(tmp_path)
+    model = load_segmenter(str(tmp_path), label_names=STREET)
+    assert model.config.num_labels == 3 and any("aspp" in name for name in model.state_dict())
 
 
 def test_an_encoder_of_which_parts_are_missing_is_refused(folder):
