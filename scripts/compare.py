@@ -108,6 +108,8 @@ def work(job: Job) -> None:
     gc.collect()  # a Trainer refers to itself, and to its images
     text = json.dumps({"flags": job.flags} | left, indent=2)
     (job.folder / f"{job.kind}.json").write_text(text + "\n", encoding="utf-8")
+    if job.then is not None and "metrics" in left:
+        work(job.then)
 
 
 def _end_with_parent() -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Job:
     kind: str
     folder: Path
     flags: Settings
+    then: Job | None = None  # what the same worker does next, unless the loss was not finite
 
     def result(self) -> Metrics | None:
         """Read `metrics`, or `error` where the loss was not finite; None if it is not done, or was with other flags."""
@@ -202,8 +203,8 @@ class Comparison:
     def final(self, student: str, row: str, settings: Settings, seed: int) -> Job:
         folder = self.folder / "final" / student / row / describe(settings) / f"seed{seed}"
         when = ONCE if self.cached else EVERY_EPOCH | {"metric_for_best_model": self.metric}
-        flags = self._flags(student, row, settings, seed) | when
-        return Job("train", folder, flags)
+        job = Job("train", folder, self._flags(student, row, settings, seed) | when)
+        return replace(job, then=self.test(job)) if self.cached else job  # nothing is chosen by other runs
 
     def seeds_of(self, tuned_on: str) -> list[int]:
         """The seeds that a setting is trained with."""

@@ -100,5 +100,7 @@ def test_the_chapter_is_written_and_the_others_stay(tmp_path, monkeypatch):
         "- Beside kd with the live teacher: above it: none; no difference seen to it: none; below it: kd, 2 views, kd",
     ):
         assert line in text, line
+    kinds = [kind for kind, _ in runs.seen]  # a run is tested as it ends, so that an interruption leaves whole results
+    assert kinds == ["train", *["train", "test"] * 8, "test"]
     trained = [flags for kind, flags in runs.seen if kind == "train"]
     assert len(trained) == 1 + 4 * 2 and all(flags["eval_strategy"] == "no" for flags in trained)
