@@ -23,9 +23,12 @@ _NOT_PARTS = {"loss", "epoch", "step", "learning_rate", "grad_norm", "kd_ramp", 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write a file completely or not at all: the path given is written to, and takes the place of `path` at the end."""
+    """Write a file completely or not at all: the path given is written to, and takes the place of `path` at the end.
+
+    Runs that share a folder, as that of a teacher's cache, do not disturb each other.
+    """
     path = Path(path)
-    part = path.with_name(f".part-{path.name}")  # keeps the suffix, which may say the format
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")  # keeps the suffix, which may say the format
     try:
         yield part
         os.replace(part, path)

@@ -9,6 +9,7 @@ from hf_gdkd.training.run_files import (
     draw_training,
     ms_per_step,
     read_run_settings,
+    replacing,
     write_metrics,
     write_run_settings,
 )
@@ -42,6 +43,19 @@ def test_a_run_file_is_written_completely_or_not_at_all(tmp_path, monkeypatch, w
     with pytest.raises(ZeroDivisionError):
         write(tmp_path, 2.0)
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == before
+
+
+def test_two_processes_may_write_one_file(tmp_path, monkeypatch):
+    """Whoever ends last leaves its file, whole, and neither fails."""
+    path = tmp_path / "recipe.yaml"
+    with replacing(path) as one:
+        one.write_text("of one")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: -1)
+            with replacing(path) as other:
+                other.write_text("of the other")
+        assert path.read_text() == "of the other"
+    assert path.read_text() == "of one" and list(tmp_path.iterdir()) == [path]
 
 
 def test_settings_are_read_as_they_were_written(tmp_path):
