@@ -51,6 +51,7 @@ def test_pairs_are_found_in_every_layout(tmp_path, kind, caplog):
     assert (len(data.train), data.eval_split) == (
         (1, "train (1 rows held out)") if whole else (2, splits.get(kind, "val"))
     )
+    assert "without a partner" not in caplog.text
     for row in data.train:
         assert classes([row]) == [0, row["sample_id"] + 1] and row["image"].size == (9, 7)
 
@@ -73,6 +74,11 @@ def test_columns_can_be_named_and_are_not_guessed(tmp_path):
     refusal(lambda: load_segmentation(str(tmp_path)), "several mask columns (first, second)", "--label_column")
     refusal(lambda: load_segmentation(str(tmp_path), label_column="third"), "no mask column third")
     assert classes(load_segmentation(str(tmp_path), label_column="second").train) == [2]
+    for split in ("train", "test"):  # the only one that is no mask by its name
+        rows.select_columns(["image", "first"]).rename_columns({"image": "shot", "first": "mask"}).to_parquet(
+            tmp_path / f"{split}.parquet"
+        )
+    assert load_segmentation(str(tmp_path)).train[0]["image"].tobytes() == photo().tobytes()
 
 
 def test_the_hub_names_the_classes_in_a_file_or_in_the_card(tmp_path):

@@ -41,7 +41,7 @@ VOC = {"background": [0, 0, 0], "aeroplane": [128, 0, 0], "bicycle": [0, 128, 0]
 CITY = [0, 7, 8, 11, 21, 23, 26, 33]  # unlabeled, road, sidewalk, building, vegetation, sky, car, bicycle
 
 
-def test_colours_are_read_by_the_palette_of_the_data_set(tmp_path):
+def test_colours_are_read_by_the_palette_of_the_data_set(tmp_path, caplog):
     """The names of id2label decide the order; a colour of no class there, or called ignore, is no class."""
     colours = {"tree": [0, 99, 0], "road": [9, 9, 9], "sky": [0, 0, 255], "ignore": [255, 255, 255], "car": [1, 2, 3]}
     stored = [coloured([*colours.values()]), coloured([colours["road"]])]
@@ -49,6 +49,7 @@ def test_colours_are_read_by_the_palette_of_the_data_set(tmp_path):
     assert data.label_names == NAMES and data.palette == [(0, 0, 255), (9, 9, 9), (0, 99, 0)]
     assert np.asarray(data.train[0]["labels"])[0].tolist() == [2, 1, 0, 255, 255, 2, 1, 0, 255]
     assert classes(data.train, 1) == [1]  # grey as it is
+    assert "colours of car mean no class" in caplog.text
 
 
 def test_a_palette_that_differs_between_masks_makes_colours_of_ids(tmp_path):
