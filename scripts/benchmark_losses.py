@@ -3,7 +3,8 @@
     python scripts/benchmark_losses.py
 
 Every round runs all losses once, in random order, so that a busy machine slows all alike; a ratio is taken
-against plain KD of the same round and mode. `--quick` takes the two smaller shapes and fewer rounds. Four numbers are
+against plain KD of the same round and mode. "ragged" is compiled, after half a batch went through the same compiled
+losses, and "classes" after half the classes. `--quick` takes the two smaller shapes and fewer rounds. Four numbers are
 maps with their classes in dimension 1. On a shared machine use `--threads 1`: time is then the thread's own.
 """
 
@@ -28,6 +29,7 @@ from tqdm import tqdm
 from hf_gdkd.losses import LOSSES, build_loss
 
 SHAPES = [(256, 1000), (64, 100), (128, 21841), (65536, 19), (4, 19, 128, 256)]
+MODES = ["eager", "compiled", "ragged", "classes"]
 MAX_SECONDS = 20  # a shape and mode: fewer rounds when they would take longer
 COLUMNS = "loss mode batch classes dtype rounds ms_p50 ms_p20 ms_p80 ratio_p50 ratio_p20 ratio_p80 peak_mb"
 COLUMNS = [*COLUMNS.split(), "device", "hardware", "threads", "torch", "python", "commit", "date"]
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark_losses.csv"), help="CSV to write")
     parser.add_argument("--quick", action="store_true", help="two small shapes, few rounds")
     parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES), help="losses to time")
+    parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES, help="how the losses run")
     parser.add_argument("--rounds", type=int, help="rounds of all losses (default: 200, quick 30)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args()
@@ -56,9 +59,9 @@ def main() -> None:
     rounds = args.rounds or (30 if args.quick else 200)
     about = provenance(device)
     rows = []
-    with tqdm(total=len(shapes) * 2 * rounds, unit="round") as progress:
+    with tqdm(total=len(shapes) * len(args.modes) * rounds, unit="round") as progress:
         for shape in shapes:
-            for mode in ("eager", "compiled"):
+            for mode in args.modes:
                 progress.set_description(f"{samples(shape)} x {shape[1]} {mode}")
                 rows += [row | about for row in benchmark(shape, mode, args.losses, rounds, device, progress)]
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -74,14 +77,16 @@ def benchmark(
     shape: tuple[int, ...], mode: str, names: list[str], rounds: int, device: str, progress: tqdm
 ) -> list[dict]:
     """A row for plain KD and for each loss, of one shape, whose classes are in dimension 1, and one mode."""
-    g = torch.Generator().manual_seed(0)
-    student, teacher = (3 * torch.randn(2, *shape, generator=g)).to(device)
-    labels = torch.randint(shape[1], (shape[0], *shape[2:]), generator=g).to(device)
+    student, teacher, labels = sample(shape, device)
     losses: dict[str, Loss] = {"plain_kd": partial(plain_kd, dim=1)}
     losses |= {name: build_loss(name, dim=1) for name in names}
-    if mode == "compiled":
+    if mode != "eager":
         torch.compiler.reset()
-        losses = {name: torch.compile(loss, fullgraph=True, dynamic=False) for name, loss in losses.items()}
+        losses = {name: torch.compile(loss, fullgraph=True) for name, loss in losses.items()}
+    if mode in ("ragged", "classes"):
+        earlier = (shape[0] // 2 + 1, *shape[1:]) if mode == "ragged" else (shape[0], shape[1] // 2 + 1, *shape[2:])
+        for loss in losses.values():
+            milliseconds(loss, *sample(earlier, device))
     peaks = {name: peak_mb(loss, student, teacher, labels) for name, loss in losses.items()}  # also warms up
     slowest = sum(milliseconds(loss, student, teacher, labels) for loss in losses.values())
     fewer = max(5, min(rounds, int(MAX_SECONDS * 1e3 / slowest)))
@@ -98,6 +103,13 @@ def benchmark(
         row |= {"rounds": fewer} | quantiles("ms", ms) | quantiles("ratio", ratios)
         rows.append(row | {"peak_mb": round(peaks[name], 2)})
     return rows
+
+
+def sample(shape: tuple[int, ...], device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of student and teacher of a shape, and labels; the classes are in dimension 1."""
+    g = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(2, *shape, generator=g)).to(device)
+    return student, teacher, torch.randint(shape[1], (shape[0], *shape[2:]), generator=g).to(device)
 
 
 def samples(shape: tuple[int, ...]) -> str:
