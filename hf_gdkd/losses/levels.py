@@ -86,7 +86,12 @@ def two_level_terms(
     """
     if standardize == "global":
         student, teacher = standardized(student), standardized(teacher)
-    levels = _masked_levels if isinstance(groups, Tensor) else _levels
+    by_index = not isinstance(groups, Tensor)
+    operations = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()  # go through each
+    if by_index and kl == "forward" and standardize in ("none", "global") and not operations:
+        high, low, mass = _forward_terms(student, teacher, groups, temperature)
+        return temperature**2 * high, [temperature**2 * term for term in low], mass
+    levels = _levels if by_index else _masked_levels
     student_mass, student_inside = levels(student, groups, temperature, standardize)
     teacher_mass, teacher_inside = levels(teacher, groups, temperature, standardize)
     high = kl_divergence(teacher_mass, student_mass)
@@ -125,6 +130,63 @@ def _divergence(teacher: _Inside, student: _Inside, kl: str) -> Tensor:
     if kl == "both":
         return (teacher.kl(student) + student.kl(teacher)) / 2
     return teacher.kl(student) if kl == "forward" else student.kl(teacher)
+
+
+def _forward_terms(
+    student: Tensor, teacher: Tensor, groups: Sequence[Tensor], temperature: float
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """`two_level_terms` of the forward KL before T**2, which keep nothing of the logits' size but the logits."""
+    index = torch.cat(tuple(groups), -1) if len(groups) > 1 else groups[0]  # of one, a copy
+    student_top, student_rest, teacher_rest, gap = _Rest.apply(student, teacher, index, temperature)
+    teacher_top = teacher.gather(-1, index) / temperature
+    sizes = [group.shape[-1] for group in groups]
+    pairs = zip(teacher_top.split(sizes, -1), student_top.split(sizes, -1), strict=True)
+    inside = [(_inside(t), _inside(s)) for t, s in pairs]
+    empty = torch.isneginf(teacher_rest) | torch.isneginf(student_rest)
+    rest = (gap - (teacher_rest - student_rest)).masked_fill(empty, 0).squeeze(-1)
+    teacher_mass = torch.cat([*(t.log_sum for t, _ in inside), teacher_rest], -1).log_softmax(-1)
+    student_mass = torch.cat([*(s.log_sum for _, s in inside), student_rest], -1).log_softmax(-1)
+    return kl_divergence(teacher_mass, student_mass), [*(t.kl(s) for t, s in inside), rest], teacher_mass
+
+
+class _Rest(torch.autograd.Function):
+    """Of logits over T: the student's at `index` [..., n], and three sums over the other classes, the rest, [..., 1].
+
+    These are the logsumexp of the student's and of the teacher's, and the mean of teacher - student by the teacher's
+    distribution inside the rest. Autograd would keep tensors [..., C] for the gradient; this keeps the logits alone.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, index: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        lowest = torch.finfo(student.dtype).min
+        student_sum = _inside(_over(student, temperature).scatter(-1, index, -math.inf)).log_sum
+        rest = _inside(_over(teacher, temperature).scatter(-1, index, -math.inf))
+        gap = teacher.clamp(min=lowest).sub_(student.clamp(min=lowest))  # 0 where both are minus infinity
+        mean = gap.mul_(rest.weights).sum(-1, keepdim=True) / rest.total.masked_fill(rest.total == 0, 1)
+        kept = teacher.clone() if teacher.is_inference() else teacher  # autograd saves no tensor of inference mode
+        ctx.save_for_backward(student, kept, index, student_sum, rest.log_sum)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(rest.log_sum)
+        return student.gather(-1, index) / temperature, student_sum, rest.log_sum, mean / temperature
+
+    @staticmethod
+    def backward(ctx: Any, top: Tensor, student_sum: Tensor, _: Tensor, mean: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher, index, *log_sums = ctx.saved_tensors
+        lowest = torch.finfo(student.dtype).min
+
+        def inside(logits: Tensor, log_sum: Tensor) -> Tensor:
+            """Probabilities inside the rest; at `index` they are meaningless, at most 1, and are replaced."""
+            return (_over(logits, ctx.temperature) - log_sum.clamp(min=lowest)).clamp(max=0).exp()
+
+        gradient = student_sum * inside(student, log_sums[0]) - mean * inside(teacher, log_sums[1])
+        gradient.scatter_(-1, index, top)
+        return _over(gradient, ctx.temperature), None, None, None
+
+
+def _over(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1 else logits / temperature  # saves a pass over the logits
 
 
 def _levels(

@@ -30,6 +30,18 @@ def test_every_loss_takes_the_classes_in_any_dimension(name, options, dim):
     torch.testing.assert_close(parts, expected)
 
 
+@pytest.mark.parametrize("name, options", VARIANTS, ids=str)
+def test_gradients_of_maps_with_equal_logits_are_those_with_the_classes_last(name, options):
+    student, teacher, labels = maps()
+    teacher = teacher.round()
+    gradients = []
+    for dim in (1, -1):
+        leaf = student.movedim(1, dim).contiguous().requires_grad_()
+        build_loss(name, dim=dim, **options)(leaf, teacher.movedim(1, dim).contiguous(), labels).backward()
+        gradients.append(leaf.grad.movedim(dim, 1))
+    torch.testing.assert_close(*gradients)
+
+
 def test_groups_and_terms():
     student, teacher, labels = maps()
     last = teacher.movedim(1, -1)

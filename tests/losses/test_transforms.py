@@ -55,3 +55,22 @@ def test_hessian_is_that_of_the_reverse_mode():
     loss = build_loss("gdkd", k=3)
     expected = torch.autograd.functional.hessian(lambda s: loss(s, teacher), student)
     torch.testing.assert_close(hessian(loss)(student, teacher), expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("name, options", [("dkd", {"partition": "top1"}), ("gdkd", {"k": 3}), ("gdkd3", {"k": 3})])
+def test_the_gradient_has_a_gradient(name, options, temperature):
+    student, teacher = sample()
+    loss = build_loss(name, temperature=temperature, reduction="none", **options)
+    assert torch.autograd.gradgradcheck(lambda s: loss(s, teacher), student.requires_grad_())
+
+
+def test_logits_that_changed_before_the_gradient_are_noticed():
+    for changed in (0, 1):
+        logits = [each.clone() for each in sample()]
+        leaf = logits[0].requires_grad_()
+        loss = build_loss("gdkd", k=3)(leaf, logits[1])
+        with torch.no_grad():
+            logits[changed].add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
