@@ -20,6 +20,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
         axis.plot(sizes, middle, marker="o")
         axis.fill_between(sizes, low, high, alpha=0.3)
         axis.set(xscale="log", xlabel=what, ylim=(0, None), title=f"{own[0]['name']} / {own[0]['yardstick']}")
-        axis.set_xticks(sizes, [f"{size:g}" for size in sizes], minor=False)
+        axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
+        axis.minorticks_off()
     axes[0].set_ylabel("ratio of times")
     figure.savefig(path, dpi=110)
