@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..models.cifar import NAMES
+from .segmentation_recipes import segmentation_recipes
 
 Settings = dict[str, Any]
 
@@ -159,6 +160,7 @@ def _recipes() -> dict[str, Recipe]:
             TRANSFORMER_LOSSES,
             "the teacher (use --teacher) and the training",
         )
+    recipes |= {name: Recipe(*row) for name, row in segmentation_recipes().items()}
     return recipes
 
 

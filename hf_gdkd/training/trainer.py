@@ -19,7 +19,7 @@ from .cached_teacher import CachedTeacher, check_enough
 from .config import GDKDConfig
 from .distributed import check_engine, name_blocks, place_teacher
 from .feature_distillation import FeatureDistillation
-from .label_maps import StepSize, check_alike, ignore_index_of, size_of_map, summed_ce, summed_terms
+from .label_maps import StepSize, check_alike, ignore_index_of, logits_at, size_of_map, summed_ce, summed_terms
 from .loader_trainer import pixels_of
 from .loss_log import LossLog
 from .teacher import Ensemble, Teacher, logits_of, num_labels_of
@@ -207,6 +207,8 @@ class GDKDTrainer(BatchTrainer):
         with self.features.collecting() if self.features and (distils or tries) else nullcontext():
             student_logits, auxiliary = self._run_student(model, pixels)
             check_alike(student_logits, labels)
+            if self.args.resize_logits:  # once, for all of the loss
+                student_logits = logits_at(student_logits, size_of_map(labels))
             if distils or tries:
                 with self._autocast():
                     teacher_logits = self.teacher(inputs)

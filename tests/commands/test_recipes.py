@@ -104,6 +104,21 @@ def test_training_is_as_published(name, heading):
     assert settings["optim_args"] == "momentum=0.9" and settings["decay_all_weights"]
 
 
+@pytest.mark.parametrize("student", ["deeplabv3_resnet18", "pspnet_resnet18"])
+def test_cityscapes_is_as_published(student):
+    text, name = FACTS[FACTS.index("## Cityscapes:") :].splitlines()[0], f"cityscapes/deeplabv3_resnet101-{student}"
+    numbers = r"([\d,]+) iterations, batch (\d+), crop (\d+) x (\d+), SGD lr ([\d.]+), polynomial decay ([\d.]+)"
+    *numbers, decay = re.search(numbers + r", weight decay ([\de-]+)", text).groups()
+    steps, batch, height, width, rate, power = (float(word.replace(",", "")) for word in numbers)
+    settings = recipe_settings(name, "gdkd")
+    assert (settings["max_steps"], settings["per_device_train_batch_size"]) == (steps, batch)
+    assert (settings["crop_size"], settings["learning_rate"]) == ([height, width], rate)
+    assert (settings["lr_scheduler_kwargs"]["power"], settings["weight_decay"]) == (power, float(decay))
+    for row in table("loss"):
+        if row[4] not in ("", "-"):
+            assert options_in(row[4].replace(", per pixel", "")).items() <= RECIPES[name].losses[row[0]].items()
+
+
 @pytest.mark.parametrize("name", [name for name in CNN_PAIRS if "mobilenet" in name])
 def test_mobilenet_v1_has_weights_of_its_own(name):
     assert (recipe_settings(name, "gdkd")["w1"], recipe_settings(name, "gdkd")["w2"]) == (2, 2)
