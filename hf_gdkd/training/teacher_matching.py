@@ -7,10 +7,13 @@ import re
 from torch import nn
 from transformers import BaseImageProcessor
 
+from ..data.segmentation_views import view_of
 from ..data.views import View
 from ..errors import InputError
 from ..models.class_matching import match_labels
 from ..models.heads import class_names
+from ..models.kinds import SEGMENTER, kind_of
+from .cached_teacher import CachedTeacher
 from .config import GDKDConfig
 from .teacher import Ensemble, Teacher, num_labels_of
 
@@ -32,10 +35,13 @@ def to_teacher(
     """A module as a Teacher, in the precision of `teacher_dtype`; what is a teacher already stays as it is.
 
     Raises:
-        InputError: the teacher is, or shares weights with, the student; a module whose named classes do not stand in
-            the student's order.
+        InputError: a cache for a student that segments; the teacher is, or shares weights with, the student; a module
+            whose named classes do not stand in the student's order.
     """
     check_apart(model, student)
+    each = getattr(model, "teachers", [model])
+    if kind_of(student) is SEGMENTER and any(isinstance(one, CachedTeacher) for one in each):
+        raise InputError("a teacher cache holds the logits of whole images, not of each pixel: use the teacher itself.")
     if isinstance(model, nn.Module):
         _check_order(model, student)
         model = Teacher(model)
@@ -104,10 +110,10 @@ def match_to_student(teacher: Teacher, student: nn.Module, view: View | None) ->
         ) from error
 
 
-def student_view(train_dataset: object, processing_class: object) -> View | None:
+def student_view(train_dataset: object, processing_class: object, student: nn.Module) -> View | None:
     """How the student's pixels are made: by the data set's own transform, or else by the student's image processor."""
     transform = getattr(train_dataset, "transform", None)
     views = getattr(transform, "views", None) or {"pixel_values": getattr(transform, "view", None)}
     if isinstance(view := views.get("pixel_values"), View):
         return view
-    return View(processing_class) if isinstance(processing_class, BaseImageProcessor) else None
+    return view_of(processing_class, student) if isinstance(processing_class, BaseImageProcessor) else None

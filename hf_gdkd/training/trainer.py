@@ -165,7 +165,7 @@ class GDKDTrainer(BatchTrainer):
         for each in getattr(self.teacher, "teachers", [self.teacher]):
             if isinstance(each, CachedTeacher):
                 check_enough(each.cache.dtype, loss, self.args.loss)
-        view = student_view(self.train_dataset, self.processing_class) if self._to_match else None
+        view = student_view(self.train_dataset, self.processing_class, self.model) if self._to_match else None
         for each in self._to_match:
             match_to_student(each, self.model, view)
         self.teacher = place_teacher(self.teacher, self.args)

@@ -15,7 +15,9 @@ from transformers import (
 
 from hf_gdkd import GDKDTrainer
 from hf_gdkd.commands.arguments.parsing import parse
+from hf_gdkd.data.teacher_cache import TeacherCache
 from hf_gdkd.scripts import distill
+from hf_gdkd.training.cached_teacher import CachedTeacher
 
 SIZES = {"depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 16, "num_labels": 11}
 WORDS = (
@@ -80,11 +82,27 @@ def test_losses_on_maps_of_features_and_logits(tmp_path, loss):
     assert not torch.equal(before, next(student.parameters()))
 
 
+def test_no_cache_of_pixels_in_python(tmp_path):
+    cache = TeacherCache(tmp_path / "cache", {}, rows=1, classes=11, views=1)
+    teacher = CachedTeacher(cache, lambda: None)
+    refusal(lambda: GDKDTrainer(segformer(), teacher, config(tmp_path)), "logits of whole images, not of each pixel")
+
+
+def test_a_teacher_by_name_is_a_segmenter_as_the_student_is(tmp_path, teacher):
+    student, data = make(segformer), [{"pixel_values": torch.randn(3, 64, 64), "labels": torch.ones(64, 64).long()}] * 2
+    student.config.id2label = dict(enumerate(["background", *map(str, range(10))]))
+    processor = SegformerImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.5] * 3)
+    args = config(tmp_path, max_steps=1)
+    trainer = GDKDTrainer(student, teacher, args, train_dataset=data, processing_class=processor)
+    assert isinstance(trainer.teacher.model, SegformerForSemanticSegmentation)
+    trainer.train()
+
+
 @pytest.mark.parametrize("words, said", [
     ("--crop_scale 0.5", "crop_scale is for --task image-classification"),
     ("--streaming --max_steps 2", "streaming is for --task image-classification"),
     ("--mixup_alpha 0.2", "mixup_alpha"), ("--label_free", "label_free"), ("--cutout 4", "cutout"),
-    ("--teacher_cache folder", "teacher_cache is for --task image-classification"),
+    ("--teacher_cache folder", "each pixel would take megabytes"),
     ("--crop_size 1 2 3", "crop_size is 1 2 3"), ("--scale_range 2 1", "scale_range is 2.0 1.0"),
     ("--window 0", "window is 0"), ("--batch_eval_metrics false", "mean IoU needs the predictions by batch"),
     ("--metric_for_best_model top1", "loss, mean_iou, pixel_accuracy"),

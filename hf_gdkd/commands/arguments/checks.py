@@ -51,6 +51,11 @@ def check_arguments(script: DistillArguments, args: GDKDConfig, needs_student: b
 def _check_task(script: DistillArguments, args: GDKDConfig) -> None:
     if script.task not in TASK_FLAGS:
         raise InputError(f"task is {script.task!r}: choose one of {', '.join(TASK_FLAGS)}.")
+    if script.teacher_cache is not None and script.task == "semantic-segmentation":
+        raise InputError(
+            "a teacher cache holds the logits of whole images, and those of each pixel would take megabytes for every "
+            "view of an image (19 classes at 256 x 256: 2.5 MB): leave --teacher_cache out."
+        )
     unset = vars(DistillArguments()) | {"resize_logits": False}
     for task, flags in TASK_FLAGS.items():
         for name in flags if task != script.task else ():

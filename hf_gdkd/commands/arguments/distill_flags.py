@@ -41,7 +41,7 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 TASK_FLAGS: dict[str, tuple[str, ...]] = {
     "image-classification": (
-        *("label_free", "streaming", "shuffle_buffer", "teacher_cache"),
+        *("label_free", "streaming", "shuffle_buffer"),
         *("crop_scale", "crop_padding", "auto_augment", "random_erasing", "cutout", "exact_decoding"),
         *("mixup_alpha", "cutmix_alpha"),
     ),
