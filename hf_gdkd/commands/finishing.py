@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.loading import Data
+from ..data.sources import EMBEDDED
 from ..data.streaming import AugmentedStream
 from ..data.views import View
 from ..errors import first_sentence
@@ -121,7 +122,7 @@ def _origin(script: DistillArguments, command: str) -> Origin:
         license = license_of(resolve_name(script.student), script.student_revision)
     files = {"teacher": script.teacher, "student": [script.student], "label_map": script.label_map}
     files |= {name: [getattr(script, name) or ""] for name in ("loss_file", "id2label", "palette")}
-    files["dataset"] = [] if script.dataset in ("digits", "digit-scenes") else [script.dataset]
+    files["dataset"] = [] if script.dataset in EMBEDDED else [script.dataset]
     local = [flag for flag, names in files.items() if any(name and Path(name).exists() for name in names or ())]
     return Origin(
         script.student, pretrained, script.teachers(), script.student_revision, script.dataset_revision, license,

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data.fingerprint import fingerprint
 from ..data.loading import Data
 from ..data.selection import ROW
+from ..data.sources import EMBEDDED
 from ..data.teacher_cache import DESCRIPTION, TeacherCache, logits_key, read_description
 from ..data.views import View, decoded_side
 from ..errors import InputError
@@ -203,7 +204,7 @@ def describe(script: DistillArguments, args: GDKDConfig, data: Data, i: int, vie
     if script.mixup_alpha + script.cutmix_alpha > 0:  # the partner is drawn from the rows that are trained on
         augmentation["mixed_with"] = hashlib.sha256(np.asarray(data.train[ROW]).tobytes()).hexdigest()[:16]
         augmentation["mixed_at"] = list(max(each.size for each in views))
-    local = data.name == "digits" or Path(data.name).exists()
+    local = data.name in EMBEDDED or Path(data.name).exists()
     dataset = {"name": Path(data.name).name if local else data.name, "revision": data.revision}
     mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
     return {

@@ -40,6 +40,7 @@ from .image_folder import SPLITS, find_layout, log_layout, scan
 
 logger = logging.getLogger(__name__)
 
+EMBEDDED = {"digits": "scikit-learn digits", "digit-scenes": "scenes of scikit-learn digits"}  # name -> in words
 TABLES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}  # files that may name images beside them
 NO_TABLES = ("id2label.json", "palette.json")  # what the classes of masks are called, and their colours
 SHARDS = (".parquet", ".arrow", ".tar")  # files that hold images

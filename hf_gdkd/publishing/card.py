@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from yaml import YAMLError
 
 from ..data.loading import Data
+from ..data.sources import EMBEDDED
 from ..hub_client import HUB_ERRORS
 from ..losses import loss_options
 from ..models.configuration import OWN_MODULES
@@ -61,8 +62,8 @@ def write_card(
     name, words = Path(folder).resolve().name, WORDINGS[origin.task]
     student, started_from_hub = resolve_name(origin.student), origin.pretrained and not Path(origin.student).is_dir()
     teachers = [shared_name(resolve_name(teacher)) for teacher, _ in origin.teachers]
-    local = data.name == "digits" or Path(data.name).is_dir()
-    dataset = "scikit-learn digits" if data.name == "digits" else shared_name(data.name)
+    local = data.name in EMBEDDED or Path(data.name).is_dir()
+    dataset = EMBEDDED.get(data.name) or shared_name(data.name)
     results = [
         EvalResult(
             task_type=words.pipeline,
