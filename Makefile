@@ -1,4 +1,4 @@
-.PHONY: setup demo test lint docs bench gpu results results-cache results-quick
+.PHONY: setup demo demo-segmentation test lint docs bench gpu results results-cache results-quick results-segmentation
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,6 +13,9 @@ setup: .venv/installed
 
 demo: setup
 	$(BIN)/python scripts/demo.py
+
+demo-segmentation: setup
+	$(BIN)/python scripts/demo.py --task semantic-segmentation
 
 test: setup
 	$(BIN)/python -m pytest -n 2
@@ -47,6 +50,12 @@ results-quick: runs/data/fashion-mnist/about.md
 	rm -rf runs/results-quick
 	$(BIN)/python scripts/compare.py scripts/compare/fashion-mnist.yaml --repeat cnn gdkd \
 		--report RESULTS.md --output_dir runs/results-quick --workers 2
+
+runs/data/fashion-scenes/about.md: | setup
+	$(BIN)/python scripts/make_data.py fashion-scenes /usr/share/datasets/fashion-mnist $(@D)
+
+results-segmentation: runs/data/fashion-scenes/about.md
+	$(BIN)/python scripts/compare.py scripts/compare/fashion-scenes.yaml --report RESULTS.md --workers 2
 
 docs: setup
 	$(BIN)/mkdocs build --strict

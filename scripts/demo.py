@@ -59,8 +59,8 @@ DEMOS = {
     SEGMENTATION: Demo(
         task=SEGMENTATION,
         output_dir="runs/demo-segmentation",
-        settings="--dataset digit-scenes --learning_rate 5e-3 --crop_size 48 --scale_range 1 1",
-        epochs={"scene-teacher": "20", "scene-student": "12"},
+        settings="--dataset digit-scenes --learning_rate 5e-3 --per_device_train_batch_size 16 --scale_range 0.8 1.25",
+        epochs={"scene-teacher": "24", "scene-student": "24"},
         runs=[("scene-teacher", "ce"), ("scene-student", "ce"), ("scene-student", "gdkd")],
         shown=(2, SEGMENTATION_PICTURE),
         caution="One seed on 600 scenes: this proves the machinery, not the ranking of the losses.",
