@@ -12,8 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import ResNetConfig, UperNetConfig, UperNetForSemanticSegmentation
 
-from hf_gdkd import GDKDTrainer, build_loss
+from hf_gdkd import GDKDTrainer, Teacher, build_loss
+from hf_gdkd.data import collate
+from hf_gdkd.evaluation import SegmentationMetrics, segmentation_metrics
+from hf_gdkd.evaluation.segmentation import pixel_counts
 from hf_gdkd.training.label_maps import labels_at, logits_at, summed_terms
+from hf_gdkd.training.teacher import Ensemble
 
 CLASSES, IGNORE = 6, 255
 GOLDEN = json.loads((Path(__file__).parents[1] / "losses/golden_maps.json").read_text())["cases"]
@@ -228,3 +232,36 @@ def test_where_pixels_are_compared_one_by_one_alone(tmp_path, loss):
     refusal(lambda: config(tmp_path, loss, ignore_incorrect=True), "ignore_incorrect", loss)
     if loss != "cwd":
         refusal(lambda: config(tmp_path, loss, resize_logits=True), "resize_logits", loss)
+
+
+def test_an_evaluation_keeps_a_confusion_matrix_an_image(tmp_path):
+    """Whole images of several sizes: mean IoU is that of all their labelled pixels, and no prediction is gathered."""
+    model, g = make(Segmenter), torch.Generator().manual_seed(0)
+    sizes, counts, losses = [(8, 8), (8, 12), (10, 8)], torch.zeros(CLASSES, CLASSES, dtype=torch.int64), []
+    data = [
+        {"pixel_values": torch.randn(3, *size, generator=g), "labels": torch.randint(CLASSES, size, generator=g)}
+        for size in sizes
+    ]
+    data[0]["labels"][:3] = IGNORE
+    args = config(tmp_path, "ce", per_device_eval_batch_size=1, batch_eval_metrics=True)
+    trainer = GDKDTrainer(
+        model, None, args, eval_dataset=data, data_collator=collate, compute_metrics=SegmentationMetrics(CLASSES)
+    )
+    found = trainer.evaluate()
+    for sample in data:
+        labels = sample["labels"][None]
+        logits = logits_at(model(sample["pixel_values"][None]), tuple(labels.shape[1:])).detach()
+        losses.append(F.cross_entropy(logits, labels, ignore_index=IGNORE).item())
+        counts += pixel_counts(logits.argmax(1), labels, CLASSES).sum(0)
+    assert found["eval_mean_iou"] == pytest.approx(segmentation_metrics(counts)["mean_iou"])
+    assert found["eval_loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
+
+
+def test_several_teachers_of_maps_at_the_resolution_of_the_first():
+    teachers = [Teacher(make(lambda stride=stride: Segmenter(stride), stride)) for stride in (1, 2)]
+    batch = {"pixel_values": torch.randn(2, 3, 8, 8)}
+    first, second = (teacher(batch) for teacher in teachers)
+    mean = (first.softmax(1) + F.interpolate(second, size=(8, 8), mode="bilinear").softmax(1)) / 2
+    torch.testing.assert_close(Ensemble(teachers)(batch).exp(), mean)
+    some = Teacher(teachers[0].model, columns=torch.tensor([4, 1]))
+    torch.testing.assert_close(some(batch), first[:, [4, 1]])
