@@ -29,7 +29,7 @@ def _describe(name: str, cls: type[DistillationLoss]) -> str:
     helps = {f.name: f.metadata["help"] for f in fields(LossOptions)}
     parameters = inspect.signature(cls).parameters
     for option in loss_options(name):
-        default = parameters[option].default
+        default = parameters[option].default if option in parameters else None
         lines += _wrap(f"--{option} ({_shown(default)}) {said.get(option) or helps.get(option, '')}".rstrip(), "    ")
     ce, kd = LOSS_WEIGHTS.get(name, (1.0, 1.0))
     return "\n".join([*lines, f"    --ce_weight ({ce:g}) --kd_weight ({kd:g})"])

@@ -5,14 +5,19 @@ import inspect
 from typing import Any
 
 from ..errors import InputError
-from .base import DistillationLoss
+from .base import DistillationLoss, positive
 from .channelwise import CWDFeaturesLoss, CWDLoss
 from .decoupled import DKDLoss, GDKD3Loss, GDKDLoss
 from .features import ATLoss, CRDLoss, FeatureLoss, Features, FitNetLoss, RKDLoss
 from .kd import KDLoss
 from .levels import DecoupledTerms, decoupled_kl
+from .luminet import LumiNetLoss
+from .nkd import NKDLoss
 from .relational import DISTLoss, MLKDLoss
 from .review import ReviewKDLoss
+from .rld import RLDLoss
+from .spherical import SKDLoss
+from .ttm import TTMLoss, WTTMLoss
 
 __all__ = [
     "FEATURE_LOSSES",
@@ -31,9 +36,15 @@ __all__ = [
     "GDKD3Loss",
     "GDKDLoss",
     "KDLoss",
+    "LumiNetLoss",
     "MLKDLoss",
+    "NKDLoss",
     "RKDLoss",
+    "RLDLoss",
     "ReviewKDLoss",
+    "SKDLoss",
+    "TTMLoss",
+    "WTTMLoss",
     "build_loss",
     "decoupled_kl",
     "loss_options",
@@ -47,6 +58,12 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "gdkd3": GDKD3Loss,
     "dist": DISTLoss,
     "mlkd": MLKDLoss,
+    "nkd": NKDLoss,
+    "ttm": TTMLoss,
+    "wttm": WTTMLoss,
+    "luminet": LumiNetLoss,
+    "rld": RLDLoss,
+    "skd": SKDLoss,
     "cwd": CWDLoss,
 }
 """Name to class of the losses on logits; `register_loss` adds to it."""
@@ -85,7 +102,7 @@ def loss_options(name: str) -> tuple[str, ...]:
 
     Examples:
         >>> loss_options("dist")
-        ('temperature', 'beta', 'gamma')
+        ('temperature', 'beta', 'gamma', 'gradient_scaling')
     """
     return tuple(option for option in _keywords(name) if option not in ("dim", "reduction"))
 
@@ -93,7 +110,8 @@ def loss_options(name: str) -> tuple[str, ...]:
 def build_loss(name: str, **options: Any) -> DistillationLoss:
     """Make the loss of that name; an option that is None is left at the loss's own default.
 
-    Every loss takes `reduction`, and those on logits take `dim`, the dimension of the classes.
+    Every loss takes `reduction`, and those on logits take `dim`, the dimension of the classes, and (but for `cwd`)
+    `gradient_scaling`: see `gradient_scaling.scaled_gradient`.
 
     Raises:
         InputError: an unknown name, an option that the loss does not take, or a value that it refuses.
@@ -109,13 +127,18 @@ def build_loss(name: str, **options: Any) -> DistillationLoss:
         if key not in _keywords(name):
             known = ", ".join(loss_options(name))
             raise InputError(f"the loss {name!r} takes no option {key!r}: it takes {known}.")
-    return _loss_class(name)(**options)
+    scaling = options.pop("gradient_scaling", None)
+    loss = _loss_class(name)(**options)
+    if scaling is not None:
+        loss.gradient_scaling = positive("gradient_scaling", scaling)
+    return loss
 
 
 def _keywords(name: str) -> tuple[str, ...]:
-    parameters = inspect.signature(_loss_class(name)).parameters.values()
+    cls = _loss_class(name)
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return tuple(p.name for p in parameters if p.kind in named)
+    own = tuple(p.name for p in inspect.signature(cls).parameters.values() if p.kind in named)
+    return (*own, "gradient_scaling") if cls.scales_gradients else own
 
 
 def _loss_class(name: str) -> type[DistillationLoss]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .gradient_scaling import scaled_gradient
 
 
 class DistillationLoss(nn.Module):
@@ -39,6 +40,10 @@ class DistillationLoss(nn.Module):
     per_batch: bool = False
     weights: Mapping[str, float]
     """The weight of every part, by name."""
+    scales_gradients: bool = True
+    """Whether `gradient_scaling` applies: it is about the classes of each sample."""
+    gradient_scaling: float | None = None
+    """The strength of `gradient_scaling.scaled_gradient`, which `build_loss` sets; None: the gradient is the loss's."""
 
     def __new__(cls, *_: Any, **options: Any) -> Self:
         loss = super().__new__(cls)
@@ -53,15 +58,25 @@ class DistillationLoss(nn.Module):
         self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether it goes by the label of each sample."""
+        return self.gradient_scaling is not None
+
+    @property
+    def takes_soft_labels(self) -> bool:
+        """Whether it works with the labels of mixup and CutMix, [..., C]: a loss without labels does."""
+        return not self.needs_labels
+
+    @property
     def couples_samples(self) -> bool:
         """Whether one sample's value depends on the others: what does not count is then taken out of the batch."""
-        return self.per_batch
+        return self.per_batch or self.gradient_scaling is not None
 
     def extra_repr(self) -> str:
         """The options, defaults included; those left unset without a default are left out."""
         defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
-        options = defaults | self._options
-        return ", ".join(f"{name}={options[name]!r}" for name in defaults if options[name] is not None)
+        options = defaults | self._options | {"gradient_scaling": self.gradient_scaling}
+        return ", ".join(f"{name}={value!r}" for name, value in options.items() if value is not None)
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """The unweighted parts of checked logits [..., C], in float32 or float64, the teacher detached.
@@ -93,6 +108,9 @@ class DistillationLoss(nn.Module):
         if labels is not None and labels.shape == student_logits.shape:
             labels = labels.movedim(self.dim, -1)
         self.check_num_classes(student.shape[-1])
+        if self.gradient_scaling is not None:
+            temperature = getattr(self, "temperature", 1.0)
+            student = scaled_gradient(student, teacher, labels, self.gradient_scaling, temperature)
         with torch.autocast(student.device.type, enabled=False):
             return self.compute(student, teacher, labels)
 

@@ -34,6 +34,8 @@ class CWDLoss(DistillationLoss):
         torch.Size([])
     """
 
+    scales_gradients = False
+
     def __init__(self, *, temperature: float = 4.0, dim: int = -1, reduction: str = "mean") -> None:
         super().__init__(dim=dim, reduction=reduction)
         self.temperature = positive("temperature", temperature)

@@ -93,8 +93,12 @@ class GDKDLoss(DistillationLoss):
             raise InputError("class_k says how many classes are in the top group: leave k and threshold out.")
 
     @property
+    def needs_labels(self) -> bool:
+        return super().needs_labels or self.class_k is not None
+
+    @property
     def couples_samples(self) -> bool:
-        return "intra" in self.weights
+        return super().couples_samples or "intra" in self.weights
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         groups = self.top_group(teacher, labels)
@@ -237,6 +241,10 @@ class DKDLoss(DistillationLoss):
         self.weights = {"tckd": weight("alpha", alpha), "nckd": weight("beta", beta)}
         self.partition = one_of("partition", partition, ("target", "top1"))
         self.standardize = one_of("standardize", standardize, ("none", "global"))
+
+    @property
+    def needs_labels(self) -> bool:
+        return super().needs_labels or self.partition == "target"
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         groups = partitions.top_k(teacher, 1) if self.partition == "top1" else partitions.target(labels, teacher)

@@ -25,6 +25,8 @@ class FeatureLoss(DistillationLoss):
     example before the optimizer is made, and pass the optimizer the loss's `parameters()` too.
     """
 
+    scales_gradients = False
+
     def build(self, student: Features, teacher: Features) -> None:
         """Make the projections for features of these shapes; InputError where features that it needs are missing."""
         raise NotImplementedError

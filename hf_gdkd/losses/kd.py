@@ -54,6 +54,20 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (p * torch.where(p > 0, log_p - log_q, 0)).sum(-1)
 
 
+def unit_variance(logits: Tensor, dim: int, epsilon: float) -> Tensor:
+    """(z - mean) / sqrt(variance + epsilon) along `dim`, of the population; minus infinity takes no part and stays."""
+    centred, std = centred_and_std(logits, dim, epsilon)
+    return (centred / std).masked_fill(torch.isneginf(logits), -torch.inf)
+
+
+def centred_and_std(logits: Tensor, dim: int, epsilon: float) -> tuple[Tensor, Tensor]:
+    """z - mean along `dim`, 0 at minus infinity, and sqrt(variance + epsilon), of the population that is finite."""
+    masked = torch.isneginf(logits)
+    n = (~masked).sum(dim, keepdim=True, dtype=logits.dtype).clamp(min=1)
+    centred = (logits - logits.masked_fill(masked, 0).sum(dim, keepdim=True) / n).masked_fill(masked, 0)
+    return centred, (centred.square().sum(dim, keepdim=True) / n + epsilon).sqrt()
+
+
 def standardized(logits: Tensor, excluded: Tensor | None = None, *, correction: int = 1) -> Tensor:
     """(z - mean) / (1e-7 + std) over the last dimension.
 

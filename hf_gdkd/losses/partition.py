@@ -118,12 +118,13 @@ def target(labels: Tensor | None, logits: Tensor, *, dim: int = -1) -> Groups:
     num_classes = logits.shape[-1]
     if labels is None:
         raise InputError(
-            'labels are missing: pass one per sample, or choose a partition that needs none (dkd: partition="top1").'
+            "labels are missing: pass one per sample, or choose a loss that needs none, such as gdkd (or dkd with "
+            'partition="top1").'
         )
     if labels.shape == logits.shape and labels.is_floating_point():
         raise InputError(
-            "labels are soft (mixup, CutMix), and a mixed image has not the one label that the partition goes by: use "
-            'gdkd with one k, or dkd with partition="top1".'
+            "labels are soft (mixup, CutMix), and a mixed image has not the one label that this loss goes by: use gdkd "
+            'with one k, or dkd with partition="top1".'
         )
     if labels.shape != logits.shape[:-1] or labels.is_floating_point():
         raise InputError(

@@ -11,11 +11,15 @@ from typing import Any
 HUB_STRATEGIES = ("end", "every_save")
 TEACHER_DTYPES = ("float32", "bfloat16", "float16")
 
-# (ce_weight, kd_weight) of the paper's recipes for transformers on ImageNet, where they are not (1, 1).
+# (ce_weight, kd_weight) where they are not (1, 1): of the paper's recipes for transformers on ImageNet, and of other
+# losses as published.
 LOSS_WEIGHTS = {
     "ce": (1.0, 0.0),
     "kd": (0.5, 0.5),
     "mlkd": (0.1, 0.9),
+    "ttm": (1.0, 45.0),
+    "wttm": (1.0, 4.0),
+    "skd": (0.1, 0.9),
     "fitnet": (1.0, 100.0),
     "at": (1.0, 1000.0),
     "crd": (1.0, 0.8),
@@ -34,12 +38,14 @@ LOSS_OPTIONS = (
     "w2",
     "coupled",
     "alpha",
+    "alpha_temperature",
     "beta",
     "gamma",
     "kl",
     "strategy",
     "partition",
     "standardize",
+    "multiplier",
     "mask_samples",
     "mask_classes",
     "student_layers",
@@ -47,6 +53,7 @@ LOSS_OPTIONS = (
     "distance_weight",
     "angle_weight",
     "embedding_size",
+    "gradient_scaling",
 )
 
 
@@ -60,9 +67,9 @@ class LossOptions:
 
     loss: str = _option(
         "gdkd",
-        "gdkd, gdkd3, dkd, kd, dist, mlkd, cwd, fitnet, at, rkd, crd, ...; ce: no teacher. See `hf-gdkd losses`.",
+        "gdkd, gdkd3, dkd, kd, dist, nkd, rld, fitnet, at, rkd, ...; ce: no teacher. See `hf-gdkd losses`.",
     )
-    temperature: float | None = _option(None, "Temperature T > 0 of both softmaxes (crd: of the similarities).")
+    temperature: float | None = _option(None, "Temperature T > 0 of the softmaxes (crd: of the similarities).")
     temperatures: list[float] | None = _option(None, "Temperatures that mlkd sums over.")
     k: int | None = _option(None, "Classes in the top group: 1 to C-1 (gdkd), 2 to C-1 (gdkd3).")
     threshold: float | None = _option(
@@ -75,13 +82,19 @@ class LossOptions:
     w1: float | None = _option(None, "Weight of the low-level term inside the top group (gdkd, gdkd3).")
     w2: float | None = _option(None, "Weight of the low-level term inside the other group (gdkd, gdkd3).")
     coupled: bool | None = _option(None, "Multiply the low-level terms by the teacher's mass of their group (gdkd).")
-    alpha: float | None = _option(None, "Weight of the target-class term (dkd).")
-    beta: float | None = _option(None, "Weight of the non-target (dkd) or the inter-class (dist) term.")
-    gamma: float | None = _option(None, "Weight of the intra-class term (dist, gdkd; for gdkd unset: 0).")
+    alpha: float | None = _option(None, "Weight of the target-class term (dkd, rld).")
+    alpha_temperature: float | None = _option(None, "Temperature of the target-class term (rld); unset: the other's.")
+    beta: float | None = _option(None, "Weight of the non-target (dkd, rld) or inter-class (dist) term.")
+    gamma: float | None = _option(
+        None, "Weight of the intra-class (dist, gdkd; for gdkd unset: 0) or the non-target (nkd) term."
+    )
     kl: str | None = _option(None, "Direction of the divergence: forward, reverse or both (gdkd).")
     strategy: str | None = _option(None, "Group the teacher's best or worst k classes (gdkd).")
     partition: str | None = _option(None, "The class that dkd separates: the label (target) or the teacher's top1.")
     standardize: str | None = _option(None, "Standardize the logits: none, global; gdkd: also both, other.")
+    multiplier: float | None = _option(
+        None, "Standard deviation to which logits are brought (skd); unset: that of the teacher's, by sample."
+    )
     mask_samples: bool | None = _option(None, "Use only the samples of which the teacher is least sure (mlkd).")
     mask_classes: bool | None = _option(None, "Use only the classes of which the teacher is least sure (mlkd).")
     student_layers: list[str] | None = _option(
@@ -93,6 +106,9 @@ class LossOptions:
     distance_weight: float | None = _option(None, "Weight of the distances between samples (rkd).")
     angle_weight: float | None = _option(None, "Weight of the angles between samples (rkd).")
     embedding_size: int | None = _option(None, "Size of the space in which student and teacher are compared (crd).")
+    gradient_scaling: float | None = _option(
+        None, "Scale the gradient up where the teacher is surer than on average; 2 is published."
+    )
     ce_weight: float | None = _option(None, "Weight of the cross-entropy; unset: the loss's own.")
     kd_weight: float | None = _option(None, "Weight of the distillation loss; unset: the loss's own.")
     class_weights: list[float] | None = _option(

@@ -34,9 +34,10 @@ class GDKDTrainer(BatchTrainer):
 
     One optimizer step is the same however its batch is split into micro-batches and processes, because every loss
     is summed over samples and divided by the number of samples of the whole step. Two things compute over the
-    micro-batch itself and differ: BatchNorm in the student, and the losses dist, mlkd, rkd, crd, reviewkd, and gdkd
-    with gamma. Where the labels are maps (N, H, W), a class for each pixel, the pixels that have one are the samples:
-    the cross-entropy is at their resolution, the distillation at the student's unless `resize_logits` is set.
+    micro-batch itself and differ: BatchNorm in the student, and the losses dist, mlkd, luminet, rkd, crd, reviewkd,
+    gdkd with gamma, and any with gradient_scaling. Where the labels are maps (N, H, W), a class for each pixel, the
+    pixels that have one are the samples: the cross-entropy is at their resolution, the distillation at the student's
+    unless `resize_logits` is set.
 
     >>> import tempfile, torch
     >>> from hf_gdkd import GDKDConfig, GDKDTrainer
@@ -61,9 +62,9 @@ class GDKDTrainer(BatchTrainer):
 
     Logged beside `loss`, as means over the samples since the last log: `ce`, `kd` (the distillation loss before
     `kd_weight` and the ramp), `kd_ramp`, and the loss's unweighted parts (gdkd, gdkd3: `high`, `low_top`,
-    `low_other`; dkd: `tckd`, `nckd`; dist: `inter`, `intra`; mlkd: `mlkd_kd`, `cc`, `bc`; `fitnet`, `at`, `crd`,
-    `reviewkd`; rkd: `rkd_distance`, `rkd_angle`). While their weight is 0 the teacher does not run, and they are
-    missing.
+    `low_other`; dkd: `tckd`, `nckd`; dist: `inter`, `intra`; mlkd: `mlkd_kd`, `cc`, `bc`; nkd: `target`, `non_target`;
+    rld: `scd`, `mcd`; rkd: `rkd_distance`, `rkd_angle`; of the others, their name). While their weight is 0 the
+    teacher does not run, and they are missing.
 
     The losses on hidden features listen to the models' own forward passes (`hf_gdkd.training.feature_hooks`). Their
     `projections` train with the student and are kept in checkpoints, but are not part of it.

@@ -114,7 +114,7 @@ def test_losses_lists_every_loss_with_its_paper_options_and_defaults():
         text = losses_listing()
     finally:
         del LOSSES["mine"]
-    assert "mine: Mine is better.\n    --sharpness (3.5) how sharp it is.\n    --ce_weight (1) --kd_weight (1)" in text
+    assert "mine: Mine is better.\n    --sharpness (3.5) how sharp it is.\n    --gradient_scaling (unset) Scale" in text
     parts = dict(part.split(": ", 1) for part in text.split("\n\n"))
     assert set(parts) == {*LOSSES, *FEATURE_LOSSES, "mine", "ce"}
     for name in LOSSES | FEATURE_LOSSES:

@@ -10,6 +10,7 @@ from hf_gdkd.losses.partition import adaptive_k, first, sets, target, top1_top_k
 VARIANTS = [(name, {}) for name in LOSSES] + [
     ("gdkd", {"standardize": "both", "kl": "both"}),
     ("gdkd", {"threshold": 1.5, "gamma": 1.0}),
+    ("dist", {"gradient_scaling": 2.0}),
 ]
 
 

@@ -25,6 +25,10 @@ LOSSES = [
     ("gdkd", {"threshold": 1.2, "k": 3, "standardize": "both"}),
     ("gdkd", {"class_k": [4] * CLASSES}),
     ("gdkd", {"k": 4, "coupled": True, "gamma": 1.0}),
+    *((name, {}) for name in ("nkd", "ttm", "wttm", "luminet", "rld", "skd")),
+    ("rld", {"standardize": "global"}),
+    ("skd", {"multiplier": 2.0}),
+    ("kd", {"gradient_scaling": 2.0}),
 ]
 
 

@@ -53,6 +53,13 @@ def call(name, student_shape=(4, 6), teacher_shape=(4, 6), labels=None, **option
         ("leave k and threshold out", "gdkd", {"class_k": [1, 2], "threshold": 2.0}),
         ("leave k and threshold out", "gdkd", {"class_k": [1, 2], "k": 1}),
         ("gamma is -1", "gdkd", {"gamma": -1}),
+        ("gamma is -1", "nkd", {"gamma": -1}),
+        ("alpha is nan", "luminet", {"alpha": float("nan")}),
+        ("alpha_temperature is 0", "rld", {"alpha_temperature": 0}),
+        ("multiplier is -2", "skd", {"multiplier": -2}),
+        ("gradient_scaling is 0: expected a finite number above 0", "kd", {"gradient_scaling": 0}),
+        ("'cwd' takes no option 'gradient_scaling'", "cwd", {"gradient_scaling": 2.0}),
+        ("'fitnet' takes no option 'gradient_scaling'", "fitnet", {"gradient_scaling": 2.0}),
     ],
 )
 def test_bad_options(message, name, options):
@@ -76,6 +83,11 @@ def test_bad_options(message, name, options):
         ("a label is 6: expected 0 .. 5", "dkd", {"labels": torch.tensor([0, 1, 6, 2])}),
         ("expected class indices of shape", "dkd", {"labels": torch.zeros(4)}),
         ("labels are soft .* use gdkd", "dkd", {"labels": torch.zeros(4, 6)}),
+        ("labels are soft .* use gdkd", "rld", {"labels": torch.zeros(4, 6)}),
+        ("labels are missing", "rld", {}),
+        ("labels are missing", "nkd", {}),
+        ("labels are missing", "kd", {"gradient_scaling": 2.0}),
+        ("labels are soft", "nkd", {"gradient_scaling": 2.0, "labels": torch.zeros(4, 6)}),
     ],
 )
 def test_bad_input(message, name, case):
@@ -156,12 +168,13 @@ def test_two_classes(name):
 
 def test_none_means_unset_and_options_come_from_the_signature():
     assert build_loss("gdkd", w0=None, k=None, kl=None).weights == build_loss("gdkd").weights
-    assert loss_options("kd") == ("temperature", "standardize")
+    assert loss_options("kd") == ("temperature", "standardize", "gradient_scaling")
     assert loss_options("gdkd") == (
         *("temperature", "k", "threshold", "class_k", "w0", "w1", "w2", "coupled", "gamma", "kl", "strategy"),
-        "standardize",
+        *("standardize", "gradient_scaling"),
     )
-    assert loss_options("dist") == ("temperature", "beta", "gamma")
+    assert loss_options("dist") == ("temperature", "beta", "gamma", "gradient_scaling")
+    assert loss_options("cwd") == ("temperature",)
 
 
 @pytest.mark.parametrize("five", [5.0, np.int64(5), np.float32(5), np.uint8(5)], ids=repr)
@@ -209,7 +222,7 @@ def test_register_loss(monkeypatch):
             return {"gap": (student - teacher).abs().pow(self.power).mean(-1)}
 
     register_loss("gap", Gap)
-    assert loss_options("gap") == ("power",)
+    assert loss_options("gap") == ("power", "gradient_scaling")
     assert build_loss("gap", power=1.0)(torch.ones(2, 3), torch.zeros(2, 3)).item() == 0.5
     with pytest.raises(InputError, match="'kd' is taken by KDLoss"):
         register_loss("kd", Gap)

@@ -13,6 +13,8 @@ LOSSES = [
     ("gdkd", {"k": 3, "kl": "both", "standardize": "both", "coupled": True}),
     ("gdkd", {"threshold": 1.5}),
     ("gdkd3", {"k": 3}),
+    ("wttm", {}),
+    ("skd", {}),
 ]
 losses = pytest.mark.parametrize("name, options", LOSSES, ids=str)
 
@@ -42,7 +44,9 @@ def test_forward_and_reverse_jacobians_agree(name, options):
     torch.testing.assert_close(tangent, (backward * direction).sum((-1, -2)))
 
 
-@pytest.mark.parametrize("name, options", [("dkd", {}), ("gdkd", {"class_k": [1, 2, 3, 1, 2, 3, 4]})], ids=str)
+@pytest.mark.parametrize(
+    "name, options", [("dkd", {}), ("gdkd", {"class_k": [1, 2, 3, 1, 2, 3, 4]}), ("nkd", {}), ("rld", {})], ids=str
+)
 def test_labels_are_mapped_too(name, options):
     student, teacher = sample()
     labels = torch.tensor([0, 6, 3, 3])

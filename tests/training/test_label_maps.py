@@ -29,6 +29,9 @@ LOSSES = {
     "gdkd with gamma": {"k": 2, "gamma": 0.7},
     "dist": {},
     "mlkd": {"mask_samples": True},
+    "nkd": {},
+    "luminet": {},
+    "kd with scaled gradients": {"gradient_scaling": 2.0},
 }
 
 

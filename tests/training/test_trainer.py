@@ -123,6 +123,7 @@ def terms_by_hand(student, teacher, data, loss="gdkd", smoothing=0.0, **options)
 @pytest.mark.parametrize("loss, options", [
     ("kd", {"temperature": 4.0}), ("dkd", {"alpha": 1.0, "beta": 2.0}), ("gdkd", {"k": 2, "w1": 0.5}),
     ("gdkd3", {"k": 3}), ("dist", {"gamma": 1.0}), ("mlkd", {"temperatures": [1.0, 2.0]}),
+    ("nkd", {"gradient_scaling": 2.0}),
 ])  # fmt: skip
 def test_training_is_the_plain_loop(tmp_path, student, loss, options):
     data, smoothing = make_data(), 0.1

@@ -114,10 +114,10 @@ def _check_augmentation(script: DistillArguments, args: GDKDConfig) -> None:
     for name, least in smallest.items():
         if (value := getattr(script, name)) < least:
             raise InputError(f"{name} is {value}: use a number of at least {least}.")
-    if script.mixup_alpha + script.cutmix_alpha > 0 and args.loss == "dkd" and args.partition != "top1":
-        raise InputError(
-            "mixup and CutMix make soft labels, and dkd needs a single label: use --loss gdkd, or --partition top1."
-        )
+    mixes, loss = script.mixup_alpha + script.cutmix_alpha > 0, args.build_loss()
+    if mixes and loss is not None and not loss.takes_soft_labels:
+        what, instead = _needs_labels(args)
+        raise InputError(f"mixup and CutMix make soft labels, and {what} needs a single label: {instead}.")
 
 
 def _check_streaming(script: DistillArguments, args: GDKDConfig) -> None:
@@ -144,7 +144,17 @@ def _check_label_free(script: DistillArguments, args: GDKDConfig) -> None:
         raise InputError("--label_free keeps the teacher's own classes: leave --label_map out.")
     if args.ce_weight > 0:
         raise InputError(f"--label_free has no cross-entropy, but ce_weight is {args.ce_weight}: leave it out.")
-    if args.loss == "dkd" and args.partition != "top1":
-        raise InputError("dkd needs labels, and --label_free has none: use --partition top1, or --loss gdkd.")
+    if args.build_loss().needs_labels:
+        what, instead = _needs_labels(args)
+        raise InputError(f"{what} needs labels, and --label_free has none: {instead}.")
+
+
+def _needs_labels(args: GDKDConfig) -> tuple[str, str]:
+    """What needs the labels in a loss that does, and what to do without."""
+    if args.gradient_scaling is not None:
+        return "--gradient_scaling", "leave it out"
     if args.class_k is not None:
-        raise InputError("--class_k needs labels, and --label_free has none: use --threshold, or one --k.")
+        return "--class_k", "use --threshold, or one --k"
+    if args.loss == "dkd":
+        return "dkd", "use --partition top1, or --loss gdkd"
+    return args.loss, "use --loss gdkd"
