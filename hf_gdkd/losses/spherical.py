@@ -30,7 +30,8 @@ class SKDLoss(DistillationLoss):
     Example:
         >>> student, teacher = torch.randn(2, 8, 100)
         >>> loss = SKDLoss(multiplier=2.0)
-        >>> torch.testing.assert_close(loss(3 * student, teacher), loss(student, teacher))
+        >>> torch.allclose(loss(3 * student, teacher), loss(student, teacher), rtol=1e-4)
+        True
     """
 
     def __init__(
