@@ -28,6 +28,7 @@ class SKDLoss(DistillationLoss):
         weights are those of PaddleClas, which trains with multiplier 2 and T 1 (ImageNet).
 
     Example:
+        >>> import torch
         >>> student, teacher = torch.randn(2, 8, 100)
         >>> loss = SKDLoss(multiplier=2.0)
         >>> torch.allclose(loss(3 * student, teacher), loss(student, teacher), rtol=1e-4)
