@@ -14,11 +14,10 @@ from matplotlib.patches import Patch
 
 from ..data.masks import IGNORE
 from ..training.run_files import replacing
+from ..training.style import COLOURS
 from .segmentation import predicted_classes
 from .segmentation_measurement import Seen, Segmenter
 
-# Okabe and Ito's colours, which colour-blind readers tell apart
-COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 IGNORED = "#ffffff"
 RIGHT, WRONG, TEACHER_WRONG, BOTH_WRONG = "#dddddd", "#d55e00", "#56b4e9", "#000000"
 LARGEST_LEGEND = 30  # classes

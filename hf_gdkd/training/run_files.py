@@ -97,23 +97,26 @@ def draw_training(folder: str | Path, log_history: Sequence[Mapping[str, float]]
     """Draw training.png: the loss and its parts, and the evaluations' metric (one of `JUDGED`), over epochs."""
     from matplotlib.figure import Figure
 
+    from .style import style
+
     training = [row for row in log_history if "loss" in row]
     judged = next((key for key in JUDGED if any(f"eval_{key}" in row for row in log_history)), "top1")
     evaluations = [row for row in log_history if f"eval_{judged}" in row]
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    names = dict.fromkeys(name for row in training for name in row if name not in _NOT_PARTS)
-    for name in ["loss", *names]:
-        rows = [row for row in training if name in row]
-        style = {"color": "black", "linewidth": 2} if name == "loss" else {"linewidth": 1.2}
-        left.plot([row["epoch"] for row in rows], [row[name] for row in rows], label=name, **style)
-    left.set(xlabel="epoch", ylabel="mean over samples", title="loss (weighted total) and its parts (unweighted)")
-    if min((row["loss"] for row in training), default=0) > 0:
-        left.set_yscale("log")
-    left.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-    right.plot([row["epoch"] for row in evaluations], [100 * row[f"eval_{judged}"] for row in evaluations], marker=".")
-    right.set(xlabel="epoch", ylabel=f"{JUDGED[judged]}, %", title="evaluation")
-    right.grid(alpha=0.3)
-    figure.suptitle(title)
-    with replacing(Path(folder, PICTURE)) as part:
+    with style(), replacing(Path(folder, PICTURE)) as part:
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        names = dict.fromkeys(name for row in training for name in row if name not in _NOT_PARTS)
+        for name in ["loss", *names]:
+            rows = [row for row in training if name in row]
+            line = {"color": "black", "linewidth": 2} if name == "loss" else {"linewidth": 1.2}
+            left.plot([row["epoch"] for row in rows], [row[name] for row in rows], label=name, **line)
+        left.set(xlabel="epoch", ylabel="mean over samples", title="loss (weighted total) and its parts (unweighted)")
+        if min((row["loss"] for row in training), default=0) > 0:
+            left.set_yscale("log")
+        left.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        right.plot(
+            [row["epoch"] for row in evaluations], [100 * row[f"eval_{judged}"] for row in evaluations], marker="."
+        )
+        right.set(xlabel="epoch", ylabel=f"{JUDGED[judged]}, %", title="evaluation")
+        figure.suptitle(title)
         figure.savefig(part, dpi=120)
