@@ -9,12 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    AutoModelForSemanticSegmentation,
-)
+from digit_models import save
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from hf_gdkd.errors import InputError
 from hf_gdkd.scripts import evaluate
@@ -22,15 +18,6 @@ from hf_gdkd.tasks import image_classification
 from hf_gdkd.training.teacher import Teacher
 
 ROOT = Path(__file__).parents[2]
-
-
-def save(folder, seed, names=tuple("0123456789")):
-    config = AutoConfig.from_pretrained(ROOT / "scripts/demo/cnn", num_labels=len(names))
-    config.id2label = dict(enumerate(names))
-    torch.manual_seed(seed)
-    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
-    AutoImageProcessor.from_pretrained(ROOT / "scripts/demo/cnn").save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture
