@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from ..data.teacher_cache import DESCRIPTION
 from ..errors import InputError, first_sentence
 from ..hub_client import HUB_ERRORS, hub_reason
 from ..models.names import is_own_network, resolve_name
 from ..publishing.wording import WORDINGS
 from ..training.run_files import SETTINGS_FILE, read_run_settings
 from .arguments.distill_flags import TASK_FLAGS, DistillArguments
-from .arguments.other_flags import EVALUATION_FLAGS, evaluate_parser
+from .arguments.other_flags import EVALUATION_FLAGS, Parser, evaluate_parser
 from .arguments.settings_file import FLAGS_ONLY, as_flags
 
 logger = logging.getLogger(__name__)
@@ -33,9 +34,21 @@ def parse_evaluation(argv: Sequence[str] | None = None) -> tuple[Namespace, Dist
     Raises:
         InputError: no data set, or flags that do not go together.
     """
-    parser, argv = evaluate_parser(), list(sys.argv[1:] if argv is None else argv)
+    return parse_data(evaluate_parser(), list(sys.argv[1:] if argv is None else argv), {"model": "revision"})
+
+
+def parse_data(parser: Parser, argv: list[str], models: Mapping[str, str]) -> tuple[Namespace, DistillArguments]:
+    """Parse a command's options, and the data; the first of `models` (with its revision's flag) that is there decides.
+
+    Raises:
+        InputError: no data set, or flags that do not go together.
+    """
     options = parser.parse_args(argv)
-    trained = trained_with(options.model, options.revision)
+    main = next((role for role in models if getattr(options, role) is not None), None)
+    if main is None:
+        raise InputError(f"there is nothing to look at: use --{' or --'.join(models)}.")
+    name = getattr(options, main)
+    trained = trained_with(name, getattr(options, models[main], None))
     if trained is not None and options.task is None:
         argv = [*as_flags({"task": trained.get("task")}), *argv]
         options = parser.parse_args(argv)
@@ -45,12 +58,12 @@ def parse_evaluation(argv: Sequence[str] | None = None) -> tuple[Namespace, Dist
         for name, other in (("eval_split", "validation_rows"), ("validation_rows", "eval_split")):
             if getattr(options, name) is not None:
                 kept[other] = None
-        for name, value in kept.items():
+        for flag, value in kept.items():
             if isinstance(value, list | dict):
-                raise InputError(f"the {SETTINGS_FILE} of {options.model} has several values as {name}: use --{name}.")
+                raise InputError(f"the {SETTINGS_FILE} of {name} has several values as {flag}: use --{flag}.")
         options = parser.parse_args([*as_flags(kept), *argv])
     if options.dataset is None:
-        raise InputError(f"model {options.model} has no {SETTINGS_FILE} that names its data set: use --dataset.")
+        raise InputError(f"{main} {name} has no {SETTINGS_FILE} that names its data set: use --dataset.")
     told = {name: value for name in EVALUATION_FLAGS if (value := getattr(options, name)) is not None}
     data, unset = DistillArguments(**told), DistillArguments()
     if data.task not in TASK_FLAGS:
@@ -66,10 +79,10 @@ def parse_evaluation(argv: Sequence[str] | None = None) -> tuple[Namespace, Dist
     for name in ("validation_rows", "batch_size", "window"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise InputError(f"{name} is {value}: use a number of at least 1.")
-    for role in ("teacher", "baseline"):
-        if getattr(options, role) is None and getattr(options, f"{role}_revision") is not None:
+    for role in ("teacher", "baseline", "student"):
+        if getattr(options, role, None) is None and getattr(options, f"{role}_revision", None) is not None:
             raise InputError(f"{role}_revision is of no model: use --{role}, or leave it out.")
-    if data.label_free and options.teacher is None:
+    if data.label_free and options.teacher is None and "model" in models:
         raise InputError(
             "without labels only the agreement with a teacher can be measured: use --teacher, or --label_free false "
             "if the data set has labels."
@@ -78,8 +91,11 @@ def parse_evaluation(argv: Sequence[str] | None = None) -> tuple[Namespace, Dist
 
 
 def trained_with(name: str, revision: str | None) -> dict[str, Any] | None:
-    """Read the settings that a model was trained with, from its folder or its repository; None if there are none."""
-    path = resolve_name(name)
+    """Read the settings that a model was trained with, from its folder or its repository; None if there are none.
+
+    A folder of a teacher cache has such settings too.
+    """
+    path = name if Path(name, DESCRIPTION).is_file() else resolve_name(name)
     try:
         if not Path(path).is_dir():
             if is_own_network(path):

@@ -16,6 +16,7 @@ from .recipes import listing
 COMMANDS = {
     "distill": "Distil a teacher into a smaller student, on every GPU of this machine.",
     "evaluate": "Measure a model on a data set, beside its teacher and a baseline.",
+    "analyze": "Show a teacher's predictions, and what a student did not learn of them, as a page.",
     "cache": "Record a teacher's logits ahead of time, check them, see what they cost, share them.",
     "push": "Push a finished student to the Hub.",
     "compare": "Compare losses fairly, as a YAML file describes.",

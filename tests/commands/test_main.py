@@ -37,8 +37,8 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize("argv, said", [
-    (["distil"], "there is no command 'distil': choose one of distill, evaluate, cache, push, compare, replay, "
-     "losses, recipes."),
+    (["distil"], "there is no command 'distil': choose one of distill, evaluate, analyze, cache, push, compare, "
+     "replay, losses, recipes."),
     (["recipes", "cifar100"], "unrecognized arguments: cifar100; hf-gdkd recipes --help lists the flags."),
     (["push"], "the following arguments are required: folder; hf-gdkd push --help lists the flags."),
     (["distill", "--num_processes", "0"], "num_processes is 0: use a whole number of at least 1."),
@@ -60,7 +60,7 @@ RUNS = [f"from hf_gdkd.commands.main import main; main([{c!r}, '--help'])" for c
 RUNS += ["from hf_gdkd.commands.main import main; main(['recipes'])"]
 RUNS += [
     f"sys.argv[1:] = ['--help']; runpy.run_path({str(SCRIPTS / script)!r}, run_name='__main__')"
-    for script in ("distill.py", "evaluate.py", "push.py", "compare.py", "replay.py")
+    for script in ("distill.py", "evaluate.py", "analyze.py", "push.py", "compare.py", "replay.py")
 ]
 
 

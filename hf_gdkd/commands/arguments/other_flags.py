@@ -1,4 +1,4 @@
-"""The flags of the other commands: evaluate, push, compare, losses and recipes.
+"""The flags of the other commands: evaluate, analyze, push, compare, losses and recipes.
 
 Only the standard library is imported, because `--help` is made from this module and must be quick.
 """
@@ -17,7 +17,6 @@ from .distill_flags import DistillArguments
 EVALUATION_FLAGS = (
     *("dataset", "dataset_config", "dataset_revision", "train_split", "eval_split", "validation_rows"),
     *("image_column", "label_column", "on_bad_image", "label_map", "label_free", "trust_remote_code"),
-    *("task", "reduce_labels", "id2label", "palette", "window"),
     *("task", "reduce_labels", "id2label", "palette", "window"),
 )
 EVALUATION_HELP = {
@@ -61,8 +60,38 @@ def evaluate_parser() -> Parser:
     models.add_argument("--baseline", help="Model to compare with, such as the same student without a teacher.")
     for role in ("", "teacher_", "baseline_"):
         models.add_argument(f"--{role}revision", help="Branch, tag or commit on the Hub.")
-    unset = "Unset, each is what the model was trained with (its recipe.yaml), on the rows held out then."
-    data = parser.add_argument_group("Data", unset)
+    _add_data(parser, "Unset, each is what the model was trained with (its recipe.yaml), on the rows held out then.")
+    work = parser.add_argument_group("Measurement")
+    work.add_argument("--batch_size", type=int, help="Images per batch (default: 64, or 8 with masks).")
+    work.add_argument("--device", help="Unset: the GPU if there is one, else cpu.")
+    work.add_argument("--output", help="JSON file to write; unset: evaluation.json in the model's folder.")
+    return parser
+
+
+def analyze_parser() -> Parser:
+    """What `hf-gdkd analyze` takes."""
+    parser = Parser("analyze", "--teacher google/vit-base --dataset timm/mini-imagenet --output_dir runs/report")
+    models = parser.add_argument_group("Models")
+    models.add_argument("--teacher", help="Hub id, short name, timm id or local folder.")
+    models.add_argument("--student", help="Model to compare with the teacher.")
+    models.add_argument("--teacher_cache", help="Folder of the teacher's logits: analyse these, not the images.")
+    for role in ("teacher", "student"):
+        models.add_argument(f"--{role}_revision", help="Branch, tag or commit on the Hub.")
+    _add_data(
+        parser,
+        "Unset, each is what the student, the cache or the teacher was made with (its recipe.yaml): a model is shown "
+        "the rows held out then, a cache is read for the rows of its training split.",
+    )
+    work = parser.add_argument_group("Report")
+    work.add_argument("--output_dir", required=True, help="Folder of the report: index.html, figures, analysis.json.")
+    work.add_argument("--temperature", type=float, default=1.0, help="T of the averages and entropies (default: 1).")
+    work.add_argument("--batch_size", type=int, help="Images per batch (default: 64, or 8 with masks).")
+    work.add_argument("--device", help="Unset: the GPU if there is one, else cpu.")
+    return parser
+
+
+def _add_data(parser: Parser, description: str) -> None:
+    data = parser.add_argument_group("Data", description)
     for flag in (f for f in fields(DistillArguments) if f.name in EVALUATION_FLAGS):
         names = [f"--{flag.name}", *(["--split"] if flag.name == "eval_split" else [])]
         # HfArgumentParser replaces the name of a type by the type
@@ -71,11 +100,6 @@ def evaluate_parser() -> Parser:
         if declared == "bool":
             kind = {"type": _truth, "nargs": "?", "const": True, "metavar": "true,false"}
         data.add_argument(*names, default=None, help=EVALUATION_HELP.get(flag.name, flag.metadata["help"]), **kind)
-    work = parser.add_argument_group("Measurement")
-    work.add_argument("--batch_size", type=int, help="Images per batch (default: 64, or 8 with masks).")
-    work.add_argument("--device", help="Unset: the GPU if there is one, else cpu.")
-    work.add_argument("--output", help="JSON file to write; unset: evaluation.json in the model's folder.")
-    return parser
 
 
 def push_parser() -> Parser:
@@ -142,6 +166,7 @@ def cache_parser() -> Parser:
 
 
 PARSERS = {
+    "analyze": analyze_parser,
     "cache": cache_parser,
     "evaluate": evaluate_parser,
     "push": push_parser,

@@ -1,0 +1,107 @@
+"""A self-contained HTML page of figures and tables, with the figures as PNGs and all numbers as JSON beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from matplotlib.figure import Figure
+
+from ..training.run_files import replacing
+from ..training.style import style
+
+PAGE, NUMBERS = "index.html", "analysis.json"
+
+
+class Report:
+    """Sections of text, figures and tables, in the order in which they are added.
+
+    >>> import tempfile
+    >>> report = Report("A teacher", "on a data set")
+    >>> report.section("Numbers")
+    >>> report.table("How good it is", ["class", "accuracy, %"], [["cat", 93.2], ["dog", 91.0]])
+    >>> report.write(tempfile.mkdtemp(), {"top1": 0.92}).name
+    'index.html'
+
+    Args:
+        title: heading of the page.
+        subtitle: the line below it.
+    """
+
+    def __init__(self, title: str, subtitle: str) -> None:
+        self.title, self.subtitle, self._sections, self._pictures = title, subtitle, [], {}
+
+    def section(self, title: str) -> None:
+        """Begin a section."""
+        self._sections.append({"title": title, "id": f"section-{len(self._sections) + 1}", "parts": []})
+
+    def text(self, text: str, *, command: bool = False) -> None:
+        """Add a paragraph, or a command to copy."""
+        self._add(kind="command" if command else "text", text=text)
+
+    def figure(self, name: str, figure: Figure, caption: str, alt: str) -> None:
+        """Add a figure, which also becomes NAME.png; `alt` is what it shows, for those who do not see it."""
+        with style():
+            figure.savefig(data := io.BytesIO(), format="png")
+        width, height = (int(side * 96) for side in figure.get_size_inches())  # in CSS pixels
+        self._pictures[name] = data.getvalue()
+        encoded = base64.b64encode(data.getvalue()).decode()
+        self._add(kind="figure", data=encoded, caption=caption, alt=alt, width=width, height=height)
+
+    def table(
+        self, caption: str, columns: Sequence[str], rows: Sequence[Sequence[object]], words: Sequence[str] = ()
+    ) -> None:
+        """Add a table that a reader can sort; `words` are the columns that hold text, beside the first."""
+        cells = [[_cell(value) for value in row] for row in rows]
+        self._add(kind="table", caption=caption, columns=list(columns), rows=cells, words=[columns[0], *words])
+
+    def _add(self, **part: Any) -> None:
+        self._sections[-1]["parts"].append(part)
+
+    def write(self, folder: str | Path, numbers: Mapping[str, Any]) -> Path:
+        """Write the page, its figures and analysis.json to a folder; returns the page's path."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        template = Environment(autoescape=True).from_string(
+            (files("hf_gdkd.model_cards") / "report.html").read_text(encoding="utf-8")
+        )
+        page = template.render(
+            title=self.title, subtitle=self.subtitle, sections=self._sections, version=version("hf_gdkd"), json=NUMBERS
+        )
+        for name, data in self._pictures.items():
+            with replacing(folder / f"{name}.png") as part:
+                part.write_bytes(data)
+        with replacing(folder / NUMBERS) as part:
+            part.write_text(json.dumps(_finite(numbers), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        with replacing(folder / PAGE) as part:
+            part.write_text(page, encoding="utf-8")
+        return folder / PAGE
+
+
+def _cell(value: object) -> dict[str, object]:
+    """A cell's text, and what it is sorted by where that is a number."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return {"text": "-", "key": ""}
+    if isinstance(value, float):
+        size = abs(value)
+        return {"text": format(value, ".1f" if size >= 10 else ".3f" if size >= 0.01 else ".2g"), "key": value}
+    if isinstance(value, int):
+        return {"text": f"{value:,}", "key": value}
+    return {"text": str(value), "key": None}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

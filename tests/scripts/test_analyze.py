@@ -1,0 +1,71 @@
+"""analyze.py: the same numbers as computed another way, from images and from a cache; what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from digit_models import save
+
+from hf_gdkd.data.loading import load_data
+from hf_gdkd.data.teacher_cache import TeacherCache
+from hf_gdkd.errors import InputError
+from hf_gdkd.evaluation.measurement import measure_teacher
+from hf_gdkd.evaluation.metrics import classification_metrics, log_softmax
+from hf_gdkd.scripts import analyze, cache
+from hf_gdkd.training.teacher import Teacher
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "teacher", 0)
+    Path("teacher/recipe.yaml").write_text("dataset: digits\nvalidation_rows: 60\n")
+    return tmp_path
+
+
+def same(numbers, logits, labels):
+    expected = classification_metrics(logits, labels)
+    assert {name: numbers[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    probs = np.sort(np.exp(log_softmax(logits)), 1)[:, ::-1]
+    np.testing.assert_allclose(numbers["mass"], probs.cumsum(1)[:, :9].mean(0), rtol=1e-5)
+
+
+def test_a_teacher_on_the_rows_that_were_held_out(folder, capsys):
+    found = analyze.main(["--teacher", "teacher", "--output_dir", "report", "--batch_size", "25"])
+    rows = load_data("digits", validation_rows=60).eval
+    teacher = Teacher.load("teacher")
+    teacher.match([str(i) for i in range(10)], teacher.view)
+    logits, _ = measure_teacher(teacher, rows)
+    same(found["predictions"]["images"], logits, np.array(rows["labels"]))
+    assert found["predictions"]["augmented images"]["images"] == found["images"] == 60
+    assert json.loads(Path("report/analysis.json").read_text())["images"] == 60
+    assert np.load("report/averages.npz")["prediction"].shape == (10, 10)
+    assert capsys.readouterr().out == "the report is in report/index.html\n"
+
+
+def test_a_cache_is_read_and_its_teacher_is_not_loaded(folder, monkeypatch):
+    words = ["--teacher", "teacher", "--dataset", "digits", "--train_rows", "100", "--cache_views", "2", "--use_cpu"]
+    cache.main(["record", "cache", *words, "--allow_weak_teacher"])
+    monkeypatch.setattr(Teacher, "load", None)
+    found = analyze.main(["--teacher_cache", "cache", "--output_dir", "report"])
+    rows = load_data("digits", train_rows=100).train
+    logits, known = TeacherCache.open("cache").read(rows["sample_id"], [0] * 100)
+    assert known.all() and found["images"] == 100 and found["teacher"] == "teacher"
+    same(found["predictions"]["images"], logits, np.array(rows["labels"]))
+    with pytest.raises(InputError, match="has 1,437 rows of other images than the split test of digits"):
+        analyze.main(["--teacher_cache", "cache", "--train_split", "test", "--output_dir", "report"])
+
+
+@pytest.mark.parametrize("words, said", [
+    ([], "there is nothing to look at: use --student or --teacher_cache or --teacher."),
+    (["--student", "teacher"], "there is no teacher: use --teacher, or --teacher_cache with a folder that was"),
+    (["--teacher", "teacher", "--temperature", "0"], "temperature is 0.0: use a number above 0."),
+    (["--teacher", "teacher", "--student_revision", "x"], "student_revision is of no model: use --student"),
+    (["--teacher_cache", "teacher"], "folder teacher is not a teacher cache: it has no cache.json."),
+    (["--teacher", "teacher", "--output_dir", "teacher/config.json"], "output_dir teacher/config.json cannot be made"),
+])  # fmt: skip
+def test_what_is_refused(folder, words, said):
+    with pytest.raises(InputError, match=said.replace(".", r"\.")):
+        analyze.main(["--output_dir", "report", *words])
+    assert not Path("report/index.html").exists()
