@@ -127,12 +127,16 @@ def test_several_processes_find_what_one_finds(tmp_path, view):
 
     def work(rank):
         dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=2)
-        results.put(measure_segmenters(models[:1], rows, NAMES, **options)[0][0])
+        passes = []
+        models[0].model.register_forward_hook(lambda *_: passes.append(1))
+        results.put((measure_segmenters(models[:1], rows, NAMES, **options)[0][0], len(passes)))
 
     processes = [context.Process(target=work, args=(rank,)) for rank in range(2)]
     for process in processes:
         process.start()
-    for found in [results.get(timeout=60) for _ in processes]:
+    answers = [results.get(timeout=60) for _ in processes]
+    assert answers[0][1] == answers[1][1]  # a model that is split over processes needs all to run equally often
+    for found, _ in answers:
         assert {k: v for k, v in found.items() if k != "images_per_second"}.items() <= whole.items()
     for process in processes:
         process.join()
