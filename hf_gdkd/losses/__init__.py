@@ -18,6 +18,7 @@ from .review import ReviewKDLoss
 from .rld import RLDLoss
 from .spherical import SKDLoss
 from .ttm import TTMLoss, WTTMLoss
+from .vitkd import ViTKDLoss
 
 __all__ = [
     "FEATURE_LOSSES",
@@ -44,6 +45,7 @@ __all__ = [
     "ReviewKDLoss",
     "SKDLoss",
     "TTMLoss",
+    "ViTKDLoss",
     "WTTMLoss",
     "build_loss",
     "decoupled_kl",
@@ -75,6 +77,7 @@ FEATURE_LOSSES: dict[str, type[FeatureLoss]] = {
     "crd": CRDLoss,
     "reviewkd": ReviewKDLoss,
     "cwd_features": CWDFeaturesLoss,
+    "vitkd": ViTKDLoss,
 }
 """Name to class of the losses on hidden features, for `build_loss` too."""
 

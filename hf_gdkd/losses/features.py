@@ -26,6 +26,7 @@ class FeatureLoss(DistillationLoss):
     """
 
     scales_gradients = False
+    taps = "stages"  # where `training.feature_hooks.FeatureHooks` looks, unless layers are named; or "blocks"
 
     def build(self, student: Features, teacher: Features) -> None:
         """Make the projections for features of these shapes; InputError where features that it needs are missing."""
@@ -293,8 +294,7 @@ def pooled(student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
 def _prepared(features: Features, *, constant: bool = False) -> Features:
     """In the dtype to compute in; constants pass no gradient on."""
 
-    def prepared(x: Tensor) -> Tensor:
-        return (x.detach() if constant else x).to(torch.promote_types(x.dtype, torch.float32))
+    def prepared(x: Tensor | None) -> Tensor | None:
+        return x if x is None else (x.detach() if constant else x).to(torch.promote_types(x.dtype, torch.float32))
 
-    stages, last = features
-    return Features([prepared(x) for x in stages], None if last is None else prepared(last))
+    return Features([prepared(x) for x in features.stages], prepared(features.pooled))

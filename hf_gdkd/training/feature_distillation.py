@@ -50,8 +50,8 @@ class FeatureDistillation:
                 f"student_layers names {len(layers[0])} modules and teacher_layers {len(layers[1])}: they are compared "
                 "one with one, so name as many."
             )
-        self.student = FeatureHooks(student, run_student, layers[0], name="student")
-        self.teacher = FeatureHooks(teacher.model, lambda: teacher(example), layers[1], name="teacher")
+        self.student = FeatureHooks(student, run_student, layers[0], taps=loss.taps, name="student")
+        self.teacher = FeatureHooks(teacher.model, lambda: teacher(example), layers[1], taps=loss.taps, name="teacher")
         with torch.no_grad(), self.collecting():
             run_student()
             teacher(example)

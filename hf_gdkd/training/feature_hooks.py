@@ -33,6 +33,8 @@ class FeatureHooks:
         model: an image classifier or segmenter.
         run: runs it once, on two images.
         layers: names of modules, as in `named_modules`, whose outputs are the stages instead.
+        taps: "stages", or "blocks": of a model of one resolution, the first two blocks and the normalization after the
+            last one (where there is none, the last block) instead.
         name: what messages call the model.
 
     Raises:
@@ -45,6 +47,7 @@ class FeatureHooks:
         run: Callable[[], object],
         layers: Sequence[str] | None = None,
         *,
+        taps: str = "stages",
         name: str = "model",
     ) -> None:
         self.model, self._seen = model, {}
@@ -53,7 +56,7 @@ class FeatureHooks:
             visits = self._trace(run)
         if layers is not None:
             _check_layers(layers, model, visits, name)
-        self.layers = list(_stages(model, visits) if layers is None else layers)
+        self.layers = list(layers) if layers is not None else _stages(model, visits, taps)
         heads = [v for v in visits.values() if isinstance(v.module, nn.Linear) and v.ndim == 2]
         heads += [v for v in visits.values() if isinstance(v.module, nn.Conv2d) and v.grid == (1, 1)]
         self.head = max(heads, key=lambda v: v.left).module if heads else None
@@ -122,7 +125,7 @@ class _Visit(NamedTuple):
     ndim: int
 
 
-def _stages(model: nn.Module, visits: dict[str, _Visit]) -> list[str]:
+def _stages(model: nn.Module, visits: dict[str, _Visit], taps: str = "stages") -> list[str]:
     """The names of the stages: children of the module of the backbone whose children have the most resolutions.
 
     Of equals, lists of modules come first, then those with more children, then the outermost. What holds less than a
@@ -149,6 +152,12 @@ def _stages(model: nn.Module, visits: dict[str, _Visit]) -> list[str]:
         score = (len(last), listed, len(children))
         if score > best:
             best, stages, blocks = score, last, children
+    if len(stages) == 1 and taps == "blocks":
+        end = visits[blocks[-1]]
+        norms = (nn.LayerNorm, nn.RMSNorm)
+        after = [name for name, v in visits.items() if v.left > end.left and v.grid == end.grid]
+        after = [name for name in after if isinstance(visits[name].module, norms)]
+        return list(dict.fromkeys([*blocks[:2], after[0] if after else blocks[-1]]))
     if len(stages) == 1:
         return list(dict.fromkeys(blocks[math.ceil(len(blocks) * part / MAX_STAGES) - 1] for part in range(1, 5)))
     return list(stages.values())[-MAX_STAGES:]

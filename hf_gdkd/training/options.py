@@ -53,6 +53,7 @@ LOSS_OPTIONS = (
     "distance_weight",
     "angle_weight",
     "embedding_size",
+    "mask_ratio",
     "gradient_scaling",
 )
 
@@ -100,12 +101,13 @@ class LossOptions:
     student_layers: list[str] | None = _option(
         None,
         "Modules of the student whose outputs are compared, from shallow to deep, instead of its stages (fitnet, at, "
-        "reviewkd, cwd_features).",
+        "reviewkd, cwd_features, vitkd).",
     )
     teacher_layers: list[str] | None = _option(None, "Modules of the teacher, likewise.")
     distance_weight: float | None = _option(None, "Weight of the distances between samples (rkd).")
     angle_weight: float | None = _option(None, "Weight of the angles between samples (rkd).")
     embedding_size: int | None = _option(None, "Size of the space in which student and teacher are compared (crd).")
+    mask_ratio: float | None = _option(None, "Share of the last tokens that is hidden, to be guessed (vitkd).")
     gradient_scaling: float | None = _option(
         None, "Scale the gradient up where the teacher is surer than on average; 2 is published."
     )

@@ -33,11 +33,11 @@ class GDKDTrainer(BatchTrainer):
     """Distil `teacher_model` into `model`.
 
     One optimizer step is the same however its batch is split into micro-batches and processes, because every loss
-    is summed over samples and divided by the number of samples of the whole step. Two things compute over the
-    micro-batch itself and differ: BatchNorm in the student, and the losses dist, mlkd, luminet, rkd, crd, reviewkd,
-    gdkd with gamma, and any with gradient_scaling. Where the labels are maps (N, H, W), a class for each pixel, the
-    pixels that have one are the samples: the cross-entropy is at their resolution, the distillation at the student's
-    unless `resize_logits` is set.
+    is summed over samples and divided by the number of samples of the whole step. Some things are of the micro-batch
+    itself and differ: BatchNorm in the student; the losses dist, mlkd, luminet, rkd, crd, reviewkd, gdkd with gamma,
+    and any with gradient_scaling; and which tokens vitkd hides. Where the labels are maps (N, H, W), a class for each
+    pixel, the pixels that have one are the samples: the cross-entropy is at their resolution, the distillation at the
+    student's unless `resize_logits` is set.
 
     >>> import tempfile, torch
     >>> from hf_gdkd import GDKDConfig, GDKDTrainer
@@ -63,8 +63,8 @@ class GDKDTrainer(BatchTrainer):
     Logged beside `loss`, as means over the samples since the last log: `ce`, `kd` (the distillation loss before
     `kd_weight` and the ramp), `kd_ramp`, and the loss's unweighted parts (gdkd, gdkd3: `high`, `low_top`,
     `low_other`; dkd: `tckd`, `nckd`; dist: `inter`, `intra`; mlkd: `mlkd_kd`, `cc`, `bc`; nkd: `target`, `non_target`;
-    rld: `scd`, `mcd`; rkd: `rkd_distance`, `rkd_angle`; of the others, their name). While their weight is 0 the
-    teacher does not run, and they are missing.
+    rld: `scd`, `mcd`; rkd: `rkd_distance`, `rkd_angle`; vitkd: `mimic`, `generate`; of the others, their name). While
+    their weight is 0 the teacher does not run, and they are missing.
 
     The losses on hidden features listen to the models' own forward passes (`hf_gdkd.training.feature_hooks`). Their
     `projections` train with the student and are kept in checkpoints, but are not part of it.
