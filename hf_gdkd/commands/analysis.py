@@ -23,9 +23,11 @@ from ..data.loading import Data, load_data
 from ..data.teacher_cache import TeacherCache
 from ..data.views import TrainTransform
 from ..errors import InputError
+from ..evaluation.differences import Differences
 from ..evaluation.distribution import Distribution
 from ..evaluation.passes import OwnViews, answers, cached_answers
 from ..evaluation.report import PAGE, Report
+from ..evaluation.student_report import describe_student
 from ..evaluation.teacher_report import describe_teacher
 from ..models.heads import class_names
 from ..models.label_map import load_label_map
@@ -86,25 +88,37 @@ def analyze(options: Namespace, wanted: DistillArguments) -> dict[str, Any]:
     data = load_data(wanted.dataset, **wanted.data_options(), eval_only=True)
     models = load_models(options, wanted, data)
     pass_options = {"batch_size": options.batch_size, "device": device}
-    augmented = None
+    augmented = differences = None
+    by_role = {role: model for role, model in models._asdict().items() if isinstance(model, Teacher)}
+    distributions = {role: Distribution(len(data.label_names), options.temperature) for role in by_role}
+    if by_role:
+        differences = Differences(len(data.label_names)) if "student" in by_role else None
+        samples = Viewed(data.eval, OwnViews({role: model.view for role, model in by_role.items()}))
+        for each in answers(by_role, samples, **pass_options):
+            for role, logits in each.logits.items():
+                distributions[role].add(logits, each.labels)
+            if differences is not None:
+                differences.add(each.rows, each.logits["teacher"], each.logits["student"], each.labels)
     if options.teacher_cache is not None:
         found, shown = cached_distribution(options, wanted)
     else:
-        shown = f"{data.name} ({data.eval_split})"
-        found = Distribution(len(data.label_names), options.temperature)
-        samples = Viewed(data.eval, OwnViews({"teacher": models.teacher.view}))
-        for each in answers({"teacher": models.teacher}, samples, **pass_options):
-            found.add(each.logits["teacher"], each.labels)
+        found, shown = distributions["teacher"], f"{data.name} ({data.eval_split})"
         augmented = augmented_distribution(models.teacher, data, options.temperature, pass_options)
-        augmented.gather(device)
-    found.gather(device)
+    for each in {id(x): x for x in (*distributions.values(), found, augmented, differences) if x is not None}.values():
+        each.gather(device)
     if found.images == 0:
         raise InputError(f"the teacher cache {options.teacher_cache} holds no first view of an image: record it first.")
     numbers = {"teacher": options.teacher, "student": options.student, "data": shown, "images": found.images}
     if not state.is_main_process:
         return numbers
-    report = Report(f"Teacher: {models.teacher_name}", f"{found.images:,} images of {shown}")
-    numbers |= describe_teacher(report, found, data.label_names, augmented)
+    names = data.label_names
+    against = "" if options.student is None else f", student: {options.student}"
+    report = Report(f"Teacher: {models.teacher_name}{against}", f"{found.images:,} images of {shown}")
+    numbers |= describe_teacher(report, found, names, augmented)
+    if differences is not None:
+        numbers["comparison"] = describe_student(
+            report, differences, distributions, by_role, data.eval, names, **pass_options
+        )
     save_averages(Path(options.output_dir), found)
     report.write(options.output_dir, numbers)
     return numbers

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from ..training.style import OTHER, STUDENT, TEACHER, style
 from .distribution import BINS, HISTOGRAM, Distribution
 
-SHOWN = 8  # classes in a figure of averages
+SHOWN = 6  # classes in a figure of averages
 MARKED = 3  # largest classes that are named in it
 LARGEST_MATRIX = 40  # classes
 
@@ -117,8 +117,8 @@ def draw_calibration(by_name: dict[str, Distribution]) -> Figure:
             right.stairs(count / count.sum(), edges, color=colour, label=name)
         left.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.02))
         right.set(xlabel="confidence", ylabel="share of the images", xlim=(0, 1))
-        left.legend(loc="upper left")
-        right.legend(loc="upper left")
+        left.legend()
+        right.legend()
         return figure
 
 

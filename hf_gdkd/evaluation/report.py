@@ -59,8 +59,11 @@ class Report:
     def table(
         self, caption: str, columns: Sequence[str], rows: Sequence[Sequence[object]], words: Sequence[str] = ()
     ) -> None:
-        """Add a table that a reader can sort; `words` are the columns that hold text, beside the first."""
-        cells = [[_cell(value) for value in row] for row in rows]
+        """Add a table that a reader can sort; `words` are the columns that hold text, beside the first.
+
+        Columns whose names end with % have one decimal place.
+        """
+        cells = [[_cell(value, name.endswith("%")) for name, value in zip(columns, row, strict=True)] for row in rows]
         self._add(kind="table", caption=caption, columns=list(columns), rows=cells, words=[columns[0], *words])
 
     def _add(self, **part: Any) -> None:
@@ -86,13 +89,16 @@ class Report:
         return folder / PAGE
 
 
-def _cell(value: object) -> dict[str, object]:
+def _cell(value: object, percent: bool) -> dict[str, object]:
     """A cell's text, and what it is sorted by where that is a number."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return {"text": "-", "key": ""}
     if isinstance(value, float):
         size = abs(value)
-        return {"text": format(value, ".1f" if size >= 10 else ".3f" if size >= 0.01 else ".2g"), "key": value}
+        return {
+            "text": format(value, ".1f" if percent or size >= 10 else ".3f" if size >= 0.01 else ".2g"),
+            "key": value,
+        }
     if isinstance(value, int):
         return {"text": f"{value:,}", "key": value}
     return {"text": str(value), "key": None}

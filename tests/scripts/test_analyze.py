@@ -12,13 +12,14 @@ from hf_gdkd.data.teacher_cache import TeacherCache
 from hf_gdkd.errors import InputError
 from hf_gdkd.evaluation.measurement import measure_teacher
 from hf_gdkd.evaluation.metrics import classification_metrics, log_softmax
-from hf_gdkd.scripts import analyze, cache
+from hf_gdkd.scripts import analyze, cache, evaluate
 from hf_gdkd.training.teacher import Teacher
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_gdkd.evaluation.distribution_figures.SHOWN", 2)  # which is quicker
     save(tmp_path / "teacher", 0)
     Path("teacher/recipe.yaml").write_text("dataset: digits\nvalidation_rows: 60\n")
     return tmp_path
@@ -69,3 +70,19 @@ def test_what_is_refused(folder, words, said):
     with pytest.raises(InputError, match=said.replace(".", r"\.")):
         analyze.main(["--output_dir", "report", *words])
     assert not Path("report/index.html").exists()
+
+
+def test_a_student_beside_its_teacher(folder):
+    save(folder / "student", 1)
+    words = ["--teacher", "teacher", "--student", "student", "--dataset", "digits", "--validation_rows", "60"]
+    found = analyze.main([*words, "--output_dir", "report"])["comparison"]
+    judged = evaluate.main(["--model", "student", *words[:2], *words[4:], "--output", "evaluation.json"])
+    for role, name in (("teacher", "teacher"), ("student", "model")):
+        expected = {key: judged[name][key] for key in ("top1", "top5", "nll", "ece")}
+        assert {key: found["predictions"][role][key] for key in expected} == pytest.approx(expected, rel=1e-5)
+        clean = {values[role][0] for values in found["robustness"].values()}
+        assert clean == {judged[name]["top1"]}
+    assert found["agreement"]["agreement"] == judged["model"]["agreement"]
+    assert len(found["most_different"]) == 12
+    pictures = {path.stem for path in Path("report").glob("*.png")}
+    assert pictures >= {"agreement", "different", "correlations", "calibration-of-both", "features", "robustness"}
