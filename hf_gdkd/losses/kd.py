@@ -63,7 +63,7 @@ def unit_variance(logits: Tensor, dim: int, epsilon: float) -> Tensor:
 def centred_and_std(logits: Tensor, dim: int, epsilon: float) -> tuple[Tensor, Tensor]:
     """z - mean along `dim`, 0 at minus infinity, and sqrt(variance + epsilon), of the population that is finite."""
     masked = torch.isneginf(logits)
-    n = (~masked).sum(dim, keepdim=True, dtype=logits.dtype).clamp(min=1)
+    n = (~masked).sum(dim, keepdim=True, dtype=logits.dtype)
     centred = (logits - logits.masked_fill(masked, 0).sum(dim, keepdim=True) / n).masked_fill(masked, 0)
     return centred, (centred.square().sum(dim, keepdim=True) / n + epsilon).sqrt()
 

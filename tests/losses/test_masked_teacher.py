@@ -64,6 +64,13 @@ def test_a_group_without_a_finite_class_costs_0(kl, by):
     assert gradient.isfinite().all()
 
 
+def test_nkd_of_a_teacher_that_knows_the_label_alone():
+    student, teacher, _ = sample(1)
+    parts = build_loss("nkd").parts(student, teacher, teacher.argmax(-1))
+    (gradient,) = torch.autograd.grad(sum(part.sum() for part in parts.values()), student)
+    assert not parts["non_target"].any() and parts["target"].all() and gradient.isfinite().all()
+
+
 def test_chain_rule_with_an_empty_group():
     student, teacher, _ = sample(4)
     terms = decoupled_kl(student, teacher, top_k(teacher, 4))
