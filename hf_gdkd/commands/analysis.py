@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -23,12 +24,14 @@ from ..data.loading import Data, load_data
 from ..data.teacher_cache import TeacherCache
 from ..data.views import TrainTransform
 from ..errors import InputError
+from ..evaluation.advice import advise, describe_costs
 from ..evaluation.differences import Differences
 from ..evaluation.distribution import Distribution
 from ..evaluation.passes import OwnViews, answers, cached_answers
 from ..evaluation.report import PAGE, Report
 from ..evaluation.student_report import describe_student
 from ..evaluation.teacher_report import describe_teacher
+from ..evaluation.views_report import describe_views
 from ..models.heads import class_names
 from ..models.label_map import load_label_map
 from ..models.loading import pin_revision
@@ -37,7 +40,7 @@ from ..training.run_files import read_run_settings
 from ..training.teacher import Teacher
 from .arguments.distill_flags import DistillArguments
 from .arguments.other_flags import analyze_parser
-from .evaluated_data import parse_data
+from .evaluated_data import parse_data, trained_with
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +122,10 @@ def analyze(options: Namespace, wanted: DistillArguments) -> dict[str, Any]:
         numbers["comparison"] = describe_student(
             report, differences, distributions, by_role, data.eval, names, **pass_options
         )
+    numbers["advice"] = advise(report, found, augmented or found, distill_command(options, wanted))
+    if by_role:
+        numbers["cost"] = describe_costs(report, by_role, len(names), **pass_options)
+        describe_views(report, by_role, data.eval, names, crop_scale=data.crop_scale, flip=data.flip)
     save_averages(Path(options.output_dir), found)
     report.write(options.output_dir, numbers)
     return numbers
@@ -221,6 +228,15 @@ def save_averages(folder: Path, found: Distribution) -> None:
     averages = {name: found.average(name).astype(np.float32) for name in ("prediction", "rest", "renormalized")}
     counts = {"confusions": found.sums["confusions"].numpy().astype(np.int64)} if found.labelled else {}
     np.savez_compressed(folder / "averages.npz", **averages, **counts)
+
+
+def distill_command(options: Namespace, wanted: DistillArguments) -> str:
+    """The start of the command that trains a student of this teacher."""
+    student = trained_with(options.student, options.student_revision) if options.student else None
+    words = ["hf-gdkd", "distill", "--teacher", options.teacher, "--dataset", wanted.dataset]
+    words += ["--student", (student or {}).get("student") or options.student or "deit-tiny"]
+    words += ["--teacher_cache", options.teacher_cache] if options.teacher_cache else []
+    return shlex.join(words)
 
 
 def where(folder: str) -> str:

@@ -1,17 +1,22 @@
 """analyze.py: the same numbers as computed another way, from images and from a cache; what it refuses."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 from digit_models import save
+from transformers import ViTImageProcessor
 
+from hf_gdkd.commands.arguments.parsing import parse
 from hf_gdkd.data.loading import load_data
 from hf_gdkd.data.teacher_cache import TeacherCache
+from hf_gdkd.data.views import View
 from hf_gdkd.errors import InputError
 from hf_gdkd.evaluation.measurement import measure_teacher
 from hf_gdkd.evaluation.metrics import classification_metrics, log_softmax
+from hf_gdkd.evaluation.views_report import same_crops
 from hf_gdkd.scripts import analyze, cache, evaluate
 from hf_gdkd.training.teacher import Teacher
 
@@ -41,6 +46,12 @@ def test_a_teacher_on_the_rows_that_were_held_out(folder, capsys):
     same(found["predictions"]["images"], logits, np.array(rows["labels"]))
     assert found["predictions"]["augmented images"]["images"] == found["images"] == 60
     assert json.loads(Path("report/analysis.json").read_text())["images"] == 60
+    advice, augmented = found["advice"], found["predictions"]["augmented images"]
+    assert advice["k"] == augmented["knee"] and found["cost"]["parts"].keys() == {
+        "teacher, live", "teacher, from a cache",
+    }  # fmt: skip
+    script, args = parse([*shlex.split(advice["command"])[2:], "--use_cpu"])
+    assert (script.teacher, script.dataset, args.k) == (["teacher"], "digits", advice["k"])
     assert np.load("report/averages.npz")["prediction"].shape == (10, 10)
     assert capsys.readouterr().out == "the report is in report/index.html\n"
 
@@ -86,3 +97,18 @@ def test_a_student_beside_its_teacher(folder):
     assert len(found["most_different"]) == 12
     pictures = {path.stem for path in Path("report").glob("*.png")}
     assert pictures >= {"agreement", "different", "correlations", "calibration-of-both", "features", "robustness"}
+
+
+def test_both_models_see_the_same_part_of_an_image():
+    """A model with another size and normalisation: the crops are those of the other, resized."""
+    small, large = (
+        View(ViTImageProcessor(size={"height": side, "width": side}, image_mean=[mean] * 3))
+        for side, mean in ((8, 0.5), (16, 0.1))
+    )
+    rows = load_data("digits", validation_rows=5).eval
+    crops = same_crops({"teacher": large, "student": small}, rows, crop_scale=0.3, flip=True)
+    for a, b in zip(crops["teacher"], crops["student"], strict=True):
+        assert a.shape == (16, 16, 3) and b.shape == (8, 8, 3) and a.min() >= 0 and a.max() <= 1
+        pooled = a.reshape(8, 2, 8, 2, 3).mean((1, 3))
+        assert np.corrcoef(pooled.ravel(), b.ravel())[0, 1] > 0.95
+        assert np.corrcoef(pooled[:, ::-1].ravel(), b.ravel())[0, 1] < 0.95
