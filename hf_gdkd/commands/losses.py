@@ -7,8 +7,8 @@ import re
 import textwrap
 from dataclasses import fields
 
-from ..losses import FEATURE_LOSSES, LOSSES, DistillationLoss, loss_options
-from ..training.options import LOSS_WEIGHTS, LossOptions
+from ..losses import FEATURE_LOSSES, LOSS_WEIGHTS, LOSSES, DistillationLoss, loss_options
+from ..training.options import LossOptions
 
 WIDTH = 100
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ..commands.arguments.parsing import parse
-from ..commands.arguments.settings_file import as_flags
+from ..commands.arguments.settings_file import as_flags, with_loss_name
 from ..errors import InputError, first_sentence
 from ..publishing.wording import CLASSIFICATION, WORDINGS
 from .results import Row, Section, Trial
@@ -107,6 +107,7 @@ class Comparison:
         return cls(path.stem, output_dir / path.stem, **spec)
 
     def __post_init__(self) -> None:
+        self.losses = {row: [with_loss_name(trial) for trial in trials] for row, trials in self.losses.items()}
         for row, trials in self.losses.items():
             if len(trials) != self.trials:
                 raise InputError(

@@ -72,6 +72,16 @@ class DistillationLoss(nn.Module):
         """Whether one sample's value depends on the others: what does not count is then taken out of the batch."""
         return self.per_batch or self.gradient_scaling is not None
 
+    @property
+    def members(self) -> dict[str, "DistillationLoss"]:
+        """The losses that this one adds up, by name: itself, without a name, unless it is a `CombinedLoss`."""
+        return {"": self}
+
+    @property
+    def member_weights(self) -> dict[str, float | str]:
+        """The weight of every member, by name."""
+        return {"": 1.0}
+
     def extra_repr(self) -> str:
         """The options, defaults included; those left unset without a default are left out."""
         defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}

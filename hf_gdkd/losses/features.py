@@ -1,4 +1,4 @@
-"""Losses on hidden features: FitNet, attention transfer, relational KD and contrastive representation distillation."""
+"""Losses on hidden features: attention transfer, relational KD and contrastive representation distillation."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -75,45 +75,6 @@ class StageLoss(FeatureLoss):
         super().__init__(reduction=reduction)
         self.student_layers, self.teacher_layers = student_layers, teacher_layers
         self.weights = {self.part: 1.0}
-
-
-class FitNetLoss(StageLoss):
-    """Makes the student's middle stage, through a learned 1x1 convolution, resemble the teacher's (FitNets).
-
-    The one part is the mean squared difference. Maps [N, C, H, W] of different sizes are averaged down to the smaller.
-    Published weight: 100. The convolution is all that is learned; the paper puts the teacher's non-linearity behind it,
-    and the benchmark code that the weight is from, batch normalisation and a ReLU.
-
-    Arguments: see `StageLoss`.
-
-    Reference:
-        Romero et al., "FitNets: Hints for Thin Deep Nets", arXiv 1412.6550, Eq. 3, a mean in place of half
-        the sum.
-
-    Example:
-        >>> student = Features([torch.randn(4, 8, 6, 6)], torch.randn(4, 16))
-        >>> teacher = Features([torch.randn(4, 12, 6, 6)], torch.randn(4, 24))
-        >>> loss = FitNetLoss()
-        >>> loss.build(student, teacher)
-        >>> loss(student, teacher).shape
-        torch.Size([])
-    """
-
-    part = "fitnet"
-
-    def build(self, student: Features, teacher: Features) -> None:
-        hint, target = self.middle(student, teacher)
-        self.regressor = nn.Conv2d(hint.shape[1], target.shape[1], 1)
-
-    def compute(self, student: Features, teacher: Features, labels: Tensor | None) -> dict[str, Tensor]:
-        hint, target = self.middle(student, teacher)
-        hint, target = same_size(self.regressor(hint), target)
-        return {"fitnet": (hint - target).square().mean((1, 2, 3))}
-
-    def middle(self, student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
-        """The second of three or four stages."""
-        pairs = paired(student, teacher)
-        return pairs[(len(pairs) - 1) // 2]
 
 
 class ATLoss(StageLoss):

@@ -19,9 +19,10 @@ from yaml import YAMLError
 from ..data.loading import Data
 from ..data.sources import EMBEDDED
 from ..hub_client import HUB_ERRORS
-from ..losses import loss_options
+from ..losses import DistillationLoss, loss_options
 from ..models.configuration import OWN_MODULES
 from ..models.names import is_segmentation_network, resolve_name, weights_source
+from ..training.balance import found_weights
 from ..training.config import GDKDConfig
 from ..training.run_files import CARD, SEGMENTATION_PICTURE, replacing
 from .wording import CLASSIFICATION, WORDINGS
@@ -93,11 +94,6 @@ def write_card(
         eval_results=results or None,
     )
     distillation_loss = args.build_loss()
-    weights = distillation_loss.weights if distillation_loss is not None else {}
-    taken = loss_options(args.loss) if distillation_loss is not None else ()
-    options = {key: getattr(distillation_loss, key) for key in taken if key not in WEIGHTS}
-    if "k" in options and options.get("class_k") is None:
-        options["k"] = distillation_loss.legal_k(len(data.label_names))
     template = files("hf_gdkd.model_cards").joinpath("student.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(
         card_data,
@@ -119,11 +115,11 @@ def write_card(
         command=shared_command(origin.command),
         hardware=hardware(args.device),
         loss=args.loss,
-        loss_terms=" + ".join(f"{weight:g} × {part}" for part, weight in weights.items()),
-        options=", ".join(f"{key} {value}" for key, value in options.items() if value is not None),
+        losses=[] if distillation_loss is None else _losses(args, distillation_loss, len(data.label_names or [])),
         on_hub=repo is not None,
         ce_weight=args.ce_weight,
         kd_weight=args.kd_weight,
+        kd_factor=args.kd_factor,
         dataset=dataset,
         num_labels=len(data.label_names or []),
         eval_split=data.eval_split,
@@ -138,6 +134,23 @@ def write_card(
     )
     with replacing(Path(folder, CARD)) as part:
         card.save(part)
+
+
+def _losses(args: GDKDConfig, loss: DistillationLoss, num_classes: int) -> list[dict[str, Any]]:
+    """Every loss that was added up: its name, its weight among them, its terms with their weights, its options."""
+    weights, found = found_weights(args.loss, loss, args.kd_weight), []
+    for member, each in loss.members.items():
+        taken = [option for option in loss_options(member or args.loss) if option not in WEIGHTS]
+        options = {option: getattr(each, option, None) for option in taken}
+        if "k" in options and options.get("class_k") is None:
+            options["k"] = each.legal_k(num_classes)
+        found.append({
+            "name": member or args.loss,
+            "weight": weights[member],
+            "terms": " + ".join(f"{weight:g} × {part}" for part, weight in each.weights.items()),
+            "options": ", ".join(f"{key} {value}" for key, value in options.items() if value is not None),
+        })  # fmt: skip
+    return found
 
 
 def shared_name(name: str) -> str:

@@ -34,7 +34,7 @@ _HOLDS: dict[str, Callable[[Any], bool]] = {
 }
 
 RANGES: dict[str, str] = {
-    **dict.fromkeys(("ce_weight", "kd_weight", "class_weights", "kd_warmup_epochs", "kd_skip_epochs"), _NOT_NEGATIVE),
+    **dict.fromkeys(("ce_weight", "class_weights", "kd_warmup_epochs", "kd_skip_epochs"), _NOT_NEGATIVE),
     **dict.fromkeys(("dataloader_timeout", "eval_delay", "neftune_noise_alpha", "max_grad_norm"), _NOT_NEGATIVE),
     **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "warmup_steps"), _NOT_NEGATIVE),
     **dict.fromkeys(("lr_decay_epochs", "lr_decay_rate", "num_train_epochs"), _POSITIVE),

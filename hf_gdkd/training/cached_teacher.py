@@ -161,11 +161,13 @@ def check_enough(dtype: str, loss: DistillationLoss | None, name: str) -> None:
     Raises:
         InputError: a loss on features, or the M most probable classes for a loss that needs all.
     """
-    if isinstance(loss, FeatureLoss):
-        raise InputError(f"loss {name} compares features, and a teacher cache holds logits: leave it out.")
-    plain_kd = name == "kd" and loss.temperature == 1 and loss.standardize == "none"
-    if loss is not None and kept_classes(dtype) is not None and not plain_kd:
-        raise InputError(
-            f"cache_dtype {dtype} keeps the most probable classes and the mass of the others, which is enough for kd "
-            f"at temperature 1, but {name} needs the logits of all classes: use float16 or int8."
-        )
+    for member, each in ({} if loss is None else loss.members).items():
+        who = member or name
+        if isinstance(each, FeatureLoss):
+            raise InputError(f"loss {who} compares features, and a teacher cache holds logits: leave it out.")
+        plain_kd = who == "kd" and each.temperature == 1 and each.standardize == "none"
+        if kept_classes(dtype) is not None and not plain_kd:
+            raise InputError(
+                f"cache_dtype {dtype} keeps the most probable classes and the mass of the others, which is enough for "
+                f"kd at temperature 1, but {who} needs the logits of all classes: use float16 or int8."
+            )

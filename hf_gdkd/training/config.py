@@ -12,10 +12,14 @@ from transformers import TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
 from ..errors import InputError
-from ..losses import DistillationLoss, FeatureLoss, build_loss
+from ..losses import LOSS_WEIGHTS, CWDLoss, DistillationLoss, FeatureLoss, build_loss
+from ..losses.combined import checked_weight, is_auto, name_and_options
+from ..losses.registry import keywords
 from .allowed_values import check_ranges
+from .balance import found_weights
 from .library_errors import naming_arguments
-from .options import HUB_STRATEGIES, LOSS_OPTIONS, LOSS_WEIGHTS, TEACHER_DTYPES, DistillationOptions
+from .loss_options import as_dict, as_words
+from .options import HUB_STRATEGIES, LOSS_OPTIONS, TEACHER_DTYPES, DistillationOptions
 
 
 @dataclass(repr=False)  # TrainingArguments' own hides the token
@@ -23,7 +27,8 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
     """Configure a `GDKDTrainer`: every argument of `transformers.TrainingArguments`, and those below.
 
     The options of a loss keep the paper's letters; None means the loss's own default, and an option that the
-    loss does not take is an error.
+    loss does not take is an error. `loss` may name several, joined by + or as a list of mappings, and `loss_options`
+    may be a mapping.
 
     Examples:
         >>> args = GDKDConfig(output_dir="runs/student", loss="gdkd", k=3, temperature=2.0, use_cpu=True)
@@ -40,9 +45,11 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
     """
 
     def __post_init__(self) -> None:
+        self.loss, given = name_and_options(self.loss)
+        self.loss_options = as_words(given | as_dict(self.loss_options)) or None
         default_ce, default_kd = LOSS_WEIGHTS.get(self.loss, (1.0, 1.0))
         self.ce_weight = default_ce if self.ce_weight is None else self.ce_weight
-        self.kd_weight = default_kd if self.kd_weight is None else self.kd_weight
+        self.kd_weight = checked_weight("kd_weight", default_kd if self.kd_weight is None else self.kd_weight)
         check_ranges(self)
         if self.teacher_dtype not in (None, *TEACHER_DTYPES):
             raise InputError(f"teacher_dtype is {self.teacher_dtype!r}: choose one of {', '.join(TEACHER_DTYPES)}.")
@@ -51,7 +58,9 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
                 f"hub_strategy is {str(self.hub_strategy)!r}: choose one of {', '.join(HUB_STRATEGIES)}; "
                 "checkpoints are not pushed, because they hold pickles."
             )
-        self._check_elements(self.build_loss())
+        self._check_elements(loss := self.build_loss())
+        if loss is not None:
+            found_weights(self.loss, loss, self.kd_weight)
         workers_unset = self.dataloader_num_workers is None  # TrainingArguments compares it with numbers
         self.dataloader_num_workers = 1 if workers_unset else self.dataloader_num_workers
         with naming_arguments(self):
@@ -84,8 +93,9 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
 
     def _check_elements(self, loss: DistillationLoss | None) -> None:
         """Refuse what is about single pixels, or images, where the loss does not compare logits one by one."""
-        whole = loss is None or isinstance(loss, FeatureLoss)
-        for name, applies in (("resize_logits", not whole), ("ignore_incorrect", not whole and self.loss != "cwd")):
+        on_logits = [each for each in (loss.members.values() if loss else ()) if not isinstance(each, FeatureLoss)]
+        by_element = [each for each in on_logits if not isinstance(each, CWDLoss)]
+        for name, applies in (("resize_logits", on_logits), ("ignore_incorrect", by_element)):
             if getattr(self, name) and not applies:
                 raise InputError(f"{name} has no effect with loss {self.loss}: leave it out, or choose another loss.")
 
@@ -102,7 +112,8 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
 
     def set_loss_options(self) -> dict[str, object]:
         """The loss options that the user set, by name."""
-        return {name: getattr(self, name) for name in LOSS_OPTIONS if getattr(self, name) is not None}
+        flags = {name: getattr(self, name) for name in LOSS_OPTIONS if getattr(self, name) is not None}
+        return flags | as_dict(self.loss_options)
 
     def build_loss(self) -> DistillationLoss | None:
         """The distillation loss; None for "ce".
@@ -112,14 +123,24 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
         """
         options = self.set_loss_options()
         if self.loss != "ce":
+            if is_auto(self.kd_weight) and "+" in self.loss:
+                options.setdefault("weight", self.kd_weight)  # of every part without a weight of its own
+            elif is_auto(self.kd_weight) and "normalize" in keywords(self.loss):
+                options.setdefault("normalize", True)
             loss = build_loss(self.loss, **options)
-            loss.dim = 1  # in logits (N, C) as in those of maps, (N, C, h, w)
+            for each in loss.members.values():
+                each.dim = 1  # in logits (N, C) as in those of maps, (N, C, h, w)
             return loss
         if options:
             raise InputError(
                 f"loss ce takes no option, given {', '.join(options)}: leave them out or choose another loss."
             )
         return None
+
+    @property
+    def kd_factor(self) -> float:
+        """`kd_weight` where it is a number; 1 where the weight is automatic, or that of every part of the loss is."""
+        return 1.0 if is_auto(self.kd_weight) else self.kd_weight
 
     def ramp(self, epoch: float) -> float:
         """Factor of `kd_weight` at this (fractional) epoch, from 0 to 1."""

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..losses import DistillationLoss, FeatureLoss
 
 IGNORE = 255
+AUXILIARY = "auxiliary heads"
 
 Size = tuple[int, int] | None
 Parts = Callable[[Tensor, Tensor, Tensor | None], dict[str, Tensor]]
@@ -129,6 +130,20 @@ def summed_ce(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE, **opti
     if (size := size_of_map(labels)) is not None:
         options["ignore_index"] = ignore_index
     return F.cross_entropy(logits_at(logits, size).float(), labels, reduction="sum", **options)
+
+
+def summed_ces(
+    logits: Tensor,
+    auxiliary: Sequence[tuple[Tensor, float]],
+    labels: Tensor,
+    ignore_index: int = IGNORE,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """`summed_ce` of the logits, as `ce`, and the weighted sum of those of auxiliary heads, where there are any."""
+    found = {"ce": summed_ce(logits, labels, ignore, **options)}
+    if auxiliary:
+        found[AUXILIARY] = sum(weight * summed_ce(each, labels, ignore, **options) for each, weight in auxiliary)
+    return found
 
 
 def summed_terms(

@@ -11,22 +11,6 @@ from typing import Any
 HUB_STRATEGIES = ("end", "every_save")
 TEACHER_DTYPES = ("float32", "bfloat16", "float16")
 
-# (ce_weight, kd_weight) where they are not (1, 1): of the paper's recipes for transformers on ImageNet, and of other
-# losses as published.
-LOSS_WEIGHTS = {
-    "ce": (1.0, 0.0),
-    "kd": (0.5, 0.5),
-    "mlkd": (0.1, 0.9),
-    "ttm": (1.0, 45.0),
-    "wttm": (1.0, 4.0),
-    "skd": (0.1, 0.9),
-    "fitnet": (1.0, 100.0),
-    "at": (1.0, 1000.0),
-    "crd": (1.0, 0.8),
-    "cwd": (1.0, 3.0),
-    "cwd_features": (1.0, 50.0),
-}
-
 LOSS_OPTIONS = (
     "temperature",
     "temperatures",
@@ -55,6 +39,7 @@ LOSS_OPTIONS = (
     "embedding_size",
     "mask_ratio",
     "gradient_scaling",
+    "normalize",
 )
 
 
@@ -68,7 +53,10 @@ class LossOptions:
 
     loss: str = _option(
         "gdkd",
-        "gdkd, gdkd3, dkd, kd, dist, nkd, rld, fitnet, at, rkd, ...; ce: no teacher. See `hf-gdkd losses`.",
+        "gdkd, gdkd3, dkd, kd, dist, fitnet, ...; several: gdkd+fitnet; ce: no teacher. See `hf-gdkd losses`.",
+    )
+    loss_options: list[str] | None = _option(
+        None, "Further options, of one of several losses (gdkd.k=3 fitnet.weight=30) or of a loss of your own."
     )
     temperature: float | None = _option(None, "Temperature T > 0 of the softmaxes (crd: of the similarities).")
     temperatures: list[float] | None = _option(None, "Temperatures that mlkd sums over.")
@@ -111,8 +99,11 @@ class LossOptions:
     gradient_scaling: float | None = _option(
         None, "Scale the gradient up where the teacher is surer than on average; 2 is published."
     )
+    normalize: bool | None = _option(None, "Compare the last stage with the teacher's, standardized (fitnet).")
     ce_weight: float | None = _option(None, "Weight of the cross-entropy; unset: the loss's own.")
-    kd_weight: float | None = _option(None, "Weight of the distillation loss; unset: the loss's own.")
+    kd_weight: float | str | None = _option(
+        None, "Weight of the distillation loss; unset: the loss's own; auto: training finds it."
+    )
     class_weights: list[float] | None = _option(
         None, "Weight of each class in the cross-entropy, which stays a mean over samples; unset: 1."
     )

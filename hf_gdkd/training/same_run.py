@@ -21,7 +21,7 @@ ARGUMENTS_FILE = "arguments.json"
 
 # Of GDKDConfig: checked by the trainer, against what it noted in the checkpoint.
 KEPT_ARGUMENTS = (
-    *("loss", *LOSS_OPTIONS),
+    *("loss", "loss_options", *LOSS_OPTIONS),
     *("ce_weight", "kd_weight", "kd_warmup_epochs", "kd_skip_epochs", "class_weights", "label_smoothing_factor"),
     *("ignore_incorrect", "resize_logits"),
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "lr_decay_epochs", "lr_decay_rate"),

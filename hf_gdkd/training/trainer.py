@@ -11,17 +11,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import InputError
-from ..losses import DistillationLoss, FeatureLoss
+from ..losses import DistillationLoss
 from ..models.kinds import kind_of
 from ..models.segmentation import segment
+from .balance import Balance, BalanceSteps, found_weights, total
 from .batches import COLUMNS, BatchTrainer
 from .cached_teacher import CachedTeacher, check_enough
 from .config import GDKDConfig
 from .distributed import check_engine, name_blocks, place_teacher
-from .feature_distillation import FeatureDistillation
-from .label_maps import StepSize, check_alike, ignore_index_of, logits_at, size_of_map, summed_ce, summed_terms
+from .label_maps import AUXILIARY, StepSize, check_alike, ignore_index_of, logits_at, size_of_map, summed_ce, summed_ces
 from .loader_trainer import pixels_of
 from .loss_log import LossLog
+from .loss_parts import LossParts, Sums, Terms, logged
 from .teacher import Ensemble, Teacher, logits_of, num_labels_of
 from .teacher_matching import check_apart, match_to_student, student_view, teachers_of, to_teacher
 from .trainer_arguments import check_arguments
@@ -35,7 +36,7 @@ class GDKDTrainer(BatchTrainer):
     One optimizer step is the same however its batch is split into micro-batches and processes, because every loss
     is summed over samples and divided by the number of samples of the whole step. Some things are of the micro-batch
     itself and differ: BatchNorm in the student; the losses dist, mlkd, luminet, rkd, crd, reviewkd, gdkd with gamma,
-    and any with gradient_scaling; and which tokens vitkd hides. Where the labels are maps (N, H, W), a class for each
+    fitnet with normalize, and any with gradient_scaling; and which tokens vitkd hides. Where the labels are maps (N, H, W), a class for each
     pixel, the pixels that have one are the samples: the cross-entropy is at their resolution, the distillation at the
     student's unless `resize_logits` is set.
 
@@ -63,8 +64,9 @@ class GDKDTrainer(BatchTrainer):
     Logged beside `loss`, as means over the samples since the last log: `ce`, `kd` (the distillation loss before
     `kd_weight` and the ramp), `kd_ramp`, and the loss's unweighted parts (gdkd, gdkd3: `high`, `low_top`,
     `low_other`; dkd: `tckd`, `nckd`; dist: `inter`, `intra`; mlkd: `mlkd_kd`, `cc`, `bc`; nkd: `target`, `non_target`;
-    rld: `scd`, `mcd`; rkd: `rkd_distance`, `rkd_angle`; vitkd: `mimic`, `generate`; of the others, their name). While
-    their weight is 0 the teacher does not run, and they are missing.
+    rld: `scd`, `mcd`; rkd: `rkd_distance`, `rkd_angle`; vitkd: `mimic`, `generate`; of the others, their name), of
+    several losses as `gdkd/high`, with `share/gdkd` of the gradient at the logits, and `weight/gdkd` where it is found.
+    While their weight is 0 the teacher does not run, and they are missing.
 
     The losses on hidden features listen to the models' own forward passes (`hf_gdkd.training.feature_hooks`). Their
     `projections` train with the student and are kept in checkpoints, but are not part of it.
@@ -112,8 +114,8 @@ class GDKDTrainer(BatchTrainer):
                 each.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
             if isinstance(each, CachedTeacher):
                 self.add_callback(each)  # it writes what it recorded
-        self.features: FeatureDistillation | None = None
         self._made_for: tuple | None = None
+        self.add_callback(BalanceSteps(self))  # behind `finite`, which stops the run before a bad step counts
         self._follow()
 
     def _hp_search_setup(self, trial: Any) -> None:
@@ -129,19 +131,23 @@ class GDKDTrainer(BatchTrainer):
         self._ignore_index = ignore_index_of(self.model)
         loss = self._make_loss()
         self._prepare_teacher(loss)
-        made_for = (self.model, self.args.loss, self.args.set_loss_options())
+        weighted = (self.args.loss, loss, self.args.kd_weight)
+        made_for = (self.model, self.args.set_loss_options(), self.args.ce_weight, *weighted[::2])
         if self._made_for != made_for:
-            self.distillation_loss, self.features, self._made_for = loss, None, made_for
-            self._parts = loss and loss.parts
-            self.replace_projections()
-            if self.args.torch_compile and self.teacher is not None and not isinstance(loss, FeatureLoss):
-                options = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
-                self._parts = torch.compile(self._parts, **options)
-        if isinstance(self.distillation_loss, FeatureLoss) and self.features is None and self.train_dataset is not None:
-            self.features = FeatureDistillation.of_trainer(self.distillation_loss, self, self.teacher)
-            self._parts = self.features.parts
-            self.replace_projections(self.distillation_loss)
+            self.distillation_loss, self.parts, self._made_for = loss, LossParts(loss), made_for
+            self.balance = Balance.of(*weighted, self.args.ce_weight)
+            self._weights = found_weights(*weighted) if loss else {}
+            self._learn_beside()
+            if self.args.torch_compile:
+                self.parts.compile(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
+        if self.parts.deaf and self.train_dataset is not None:
+            self._learn_beside(*self.parts.listen(self, self.teacher))
         self._loss_log, self._tried = LossLog(), False
+
+    def _learn_beside(self, *losses: nn.Module) -> None:
+        """Keep what these losses and the automatic weights learn in checkpoints."""
+        balance = [] if self.balance is None else [self.balance.to(self.args.device)]
+        self.replace_projections(*losses, *balance)
 
     def _make_loss(self) -> DistillationLoss | None:
         """The distillation loss of the present arguments, checked against the student's classes."""
@@ -203,42 +209,45 @@ class GDKDTrainer(BatchTrainer):
 
         # state.epoch counts micro-batches: where the last is ragged, it depends on how the steps are split.
         ramp = self.args.ramp(self.state.global_step / self.steps_per_epoch)
-        distils = self.teacher is not None and ramp * self.args.kd_weight > 0
+        distils = self.teacher is not None and ramp * self.args.kd_factor > 0
         tries = self.teacher is not None and not self._tried  # so that what is wrong is said at once
-        with self.features.collecting() if self.features and (distils or tries) else nullcontext():
+        sums: dict[str, Sums] = {}
+        with self.parts.collecting() if distils or tries else nullcontext():
             student_logits, auxiliary = self._run_student(model, pixels)
             check_alike(student_logits, labels)
             if self.args.resize_logits:  # once, for all of the loss
                 student_logits = logits_at(student_logits, size_of_map(labels))
+            balance = self.balance if distils else None
+            logits = student_logits if balance is None else student_logits.detach().requires_grad_()
             if distils or tries:
                 with self._autocast():
                     teacher_logits = self.teacher(inputs)
                 with nullcontext() if distils else torch.no_grad():
-                    parts, size = summed_terms(
-                        self.distillation_loss, self._parts, student_logits, teacher_logits, labels,
-                        ignore_index=self._ignore_index, resize=self.args.resize_logits,
-                        only_right=self.args.ignore_incorrect,
+                    sums = self.parts.sums(
+                        logits, teacher_logits, labels, ignore_index=self._ignore_index,
+                        resize=self.args.resize_logits, only_right=self.args.ignore_incorrect,
                     )  # fmt: skip
                 self._tried = True
 
         # Gradients (and logged losses) are averaged over processes, what is divided by counts all of them.
-        processes, terms, losses = self.accelerator.num_processes, [], []
+        processes, terms = self.accelerator.num_processes, []
+        values: dict[str, Tensor] = {}
+        scales: dict[str, float | Tensor] = dict.fromkeys(("ce", AUXILIARY), self.args.ce_weight)
         if labels is not None:
             at, smoothing = size_of_map(labels), self.args.label_smoothing_factor
             options = {"weight": self.class_weights, "label_smoothing": smoothing}
-            ce = summed_ce(student_logits, labels, self._ignore_index, **options)
-            for logits, weight in auxiliary:
-                ce = ce + weight * summed_ce(logits, labels, self._ignore_index, **options)
-            losses.append(ce * (self.args.ce_weight * processes / step.divisor(at)))
-            terms.append(({"ce": ce}, own.labels(at)))
+            found = summed_ces(logits, auxiliary, labels, self._ignore_index, **options)
+            values = {name: ce * (processes / step.divisor(at)) for name, ce in found.items()}
+            terms.append(({"ce": sum(found.values())}, own.labels(at)))
         if distils:
-            kd = self.distillation_loss.weigh(parts)
-            losses.append(kd * (ramp * self.args.kd_weight * processes / step.divisor(size)))
-            named = {f"{self.args.loss}_kd" if name == "kd" else name: part for name, part in parts.items()}
-            terms.append(({"kd": kd} | (named if list(parts) != ["kd"] else {}), own.labels(size)))
+            weights = self._weights if balance is None else self._weights | balance.weights()
+            for name, each in sums.items():
+                values[name] = each.total * (processes / step.divisor(each.size))
+                scales[name] = weights[name] * (ramp * self.args.kd_factor)
+            terms += logged(self.args.loss, sums, weights, step, own)
         if self.is_in_train and terms:
             self._remember(terms, ramp, inputs.get("sample_id"))
-        loss = sum(losses) if losses else student_logits.sum() * 0.0
+        loss = total(values, scales, balance, student_logits, logits) if values else student_logits.sum() * 0.0
         return (loss, {"logits": student_logits}) if return_outputs else loss
 
     def _run_student(self, model: nn.Module, pixels: Tensor) -> tuple[Tensor, list[tuple[Tensor, float]]]:
@@ -252,7 +261,7 @@ class GDKDTrainer(BatchTrainer):
         dtype = AUTOCAST.get(self.accelerator.mixed_precision)
         return nullcontext() if dtype is None else torch.autocast(self.args.device.type, dtype)
 
-    def _remember(self, terms: list[tuple[dict[str, Tensor], int | Tensor]], ramp: float, rows: Tensor | None) -> None:
+    def _remember(self, terms: Terms, ramp: float, rows: Tensor | None) -> None:
         """Add this micro-batch's terms to the running sums, on the device, without a synchronisation."""
         every: dict[str, Tensor] = {}
         for named, number in terms:
@@ -285,6 +294,7 @@ class GDKDTrainer(BatchTrainer):
         """As Trainer's, with the parts of the loss beside the total."""
         if "loss" in logs and (means := self._loss_log.take(self.accelerator)):
             logs.update(means)
+            logs.update(self.balance.take(self.args.loss) if self.balance is not None else {})
             if self.teacher is not None:
                 logs["kd_ramp"] = self._ramp
         super().log(logs, start_time)

@@ -5,92 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors import safe_open
+from tiny_cnns import CLASSES, CNN, SIZE, BigCNN, InOrder, config, distil, make, make_data, vit, weights
 from tiny_training import StopAt, rows
 from torch import nn
 from torch.nn import functional as F
-from transformers import ViTConfig, ViTForImageClassification
 
-from hf_gdkd import GDKDConfig, GDKDTrainer, Teacher
+from hf_gdkd import GDKDTrainer, Teacher
 from hf_gdkd.errors import InputError
 from hf_gdkd.losses import FEATURE_LOSSES, Features
 from hf_gdkd.training.checkpoint_trainer import MODEL_FILES
 from hf_gdkd.training.teacher import Ensemble
-
-CLASSES, SIZE, SAMPLES = 5, 8, 20
-
-
-class CNN(nn.Module):
-    """Three stages, without batch normalisation; counts its forward passes."""
-
-    def __init__(self, width: int = 4) -> None:
-        super().__init__()
-        self.stage1 = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.Tanh())
-        self.stage2 = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, padding=1), nn.Tanh())
-        self.stage3 = nn.Sequential(nn.Conv2d(2 * width, 3 * width, 3, 2, padding=1), nn.Tanh())
-        self.head = nn.Linear(3 * width, CLASSES)
-        self.calls = 0
-
-    def stages(self, x):
-        maps = [self.stage1(x)]
-        maps.append(self.stage2(maps[-1]))
-        return [*maps, self.stage3(maps[-1])]
-
-    def forward(self, pixel_values):
-        self.calls += 1
-        return self.head(self.stages(pixel_values)[-1].mean((2, 3)))
-
-
-class BigCNN(CNN):
-    def __init__(self) -> None:
-        super().__init__(width=6)
-
-
-def vit():
-    config = ViTConfig(
-        hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16, image_size=SIZE,
-        patch_size=2, num_labels=CLASSES,
-    )  # fmt: skip
-    return ViTForImageClassification(config)
-
-
-def make(build, seed=0):
-    torch.manual_seed(seed)
-    return build()
-
-
-def make_data(samples=SAMPLES):
-    g = torch.Generator().manual_seed(5)
-    pixels = torch.randn(samples, 3, SIZE, SIZE, generator=g)
-    return [{"pixel_values": x, "labels": i % CLASSES} for i, x in enumerate(pixels)]
-
-
-class InOrder(GDKDTrainer):
-    def _get_train_sampler(self, *args):
-        return torch.utils.data.SequentialSampler(self.train_dataset)
-
-
-def config(folder, loss, **options):
-    defaults = {
-        "output_dir": str(folder), "per_device_train_batch_size": 8, "num_train_epochs": 1, "optim": "sgd",
-        "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "logging_steps": 1,
-        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True, "seed": 3,
-    }  # fmt: skip
-    return GDKDConfig(loss=loss, **(defaults | options))
-
-
-def distil(folder, loss, student=CNN, teacher=BigCNN, *, callbacks=None, resume=None, **options):
-    trainer = InOrder(
-        make(student), make(teacher, 1), config(folder, loss, **options), train_dataset=make_data(),
-        eval_dataset=make_data(6), callbacks=callbacks,
-    )  # fmt: skip
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
-
-
-def weights(trainer):
-    models = (trainer.model, trainer.projections)
-    return torch.cat([p.detach().flatten() for model in models for p in model.parameters()])
-
 
 PARTS = {"rkd": ["rkd_distance", "rkd_angle"]}
 
@@ -138,7 +62,7 @@ def test_training_is_the_plain_loop(tmp_path, loss, clip):
     torch.testing.assert_close(weights(trainer), torch.cat([p.detach().flatten() for p in parameters]))
 
 
-@pytest.mark.parametrize("loss", ["fitnet", "at"])
+@pytest.mark.parametrize("loss", ["fitnet", "at", "gdkd+fitnet"])
 def test_accumulation_does_not_change_the_steps(tmp_path, loss):
     """Batches of 8, 8 and 4 against micro-batches of 2."""
     start = torch.cat([p.detach().flatten() for p in make(CNN).parameters()])
@@ -151,7 +75,7 @@ def test_accumulation_does_not_change_the_steps(tmp_path, loss):
     torch.testing.assert_close(weights(whole), weights(split), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", ["fitnet", "crd", "reviewkd"])
+@pytest.mark.parametrize("loss", ["fitnet", "crd", "reviewkd", "gdkd+crd+fitnet"])
 def test_resumed_is_uninterrupted(tmp_path, loss):
     options = {"num_train_epochs": 2, "optim": "adamw_torch", "learning_rate": 1e-3, "lr_scheduler_type": "cosine"}
     straight = distil(tmp_path / "a", loss, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...data.augment import AUTO_AUGMENT
 from ...errors import InputError
+from ...losses import DKDLoss
 from ...publishing.wording import WORDINGS
 from ...training.config import GDKDConfig
 from ..recipes import check_teacher_is_trained
@@ -61,7 +62,7 @@ def _check_task(script: DistillArguments, args: GDKDConfig) -> None:
         for name in flags if task != script.task else ():
             if (getattr(args, name) if hasattr(args, name) else getattr(script, name)) != unset[name]:
                 raise InputError(f"{name} is for --task {task}, and this run is {script.task}: leave it out.")
-    if args.loss == "cwd" and script.task == "image-classification":
+    if "cwd" in args.loss.split("+") and script.task == "image-classification":
         raise InputError("loss cwd is for --task semantic-segmentation: choose another loss.")
     if (size := script.crop_size) is not None and not (len(size) in (1, 2) and min(size) >= 1):
         raise InputError(f"crop_size is {' '.join(map(str, size))}: use a height and a width, or one side, in pixels.")
@@ -151,10 +152,12 @@ def _check_label_free(script: DistillArguments, args: GDKDConfig) -> None:
 
 def _needs_labels(args: GDKDConfig) -> tuple[str, str]:
     """What needs the labels in a loss that does, and what to do without."""
-    if args.gradient_scaling is not None:
+    members = args.build_loss().members
+    name = next(name for name, each in members.items() if each.needs_labels or not each.takes_soft_labels)
+    if members[name].gradient_scaling is not None:
         return "--gradient_scaling", "leave it out"
-    if args.class_k is not None:
+    if getattr(members[name], "class_k", None) is not None:
         return "--class_k", "use --threshold, or one --k"
-    if args.loss == "dkd":
+    if isinstance(members[name], DKDLoss):
         return "dkd", "use --partition top1, or --loss gdkd"
-    return args.loss, "use --loss gdkd"
+    return name or args.loss, "use --loss gdkd"

@@ -35,7 +35,7 @@ SETTINGS_HELP = {
 # What only `--help all` shows.
 RARE = frozenset(
     """
-    cache_dtype cache_views
+    cache_dtype cache_views loss_options normalize
     loss_file teacher_weights teacher_revision student_revision allow_weak_teacher dataset_config dataset_revision
     image_column label_column crop_padding random_erasing cutout exact_decoding repeated_augmentation
     license temperatures alpha_temperature multiplier gradient_scaling mask_ratio
@@ -46,7 +46,7 @@ RARE = frozenset(
     crop_size scale_range reduce_labels id2label palette window
     """.split()
 )
-_METAVARS = {"int": "N", "float": "X", "bool": ""}
+_METAVARS = {"int": "N", "float": "X", "float | str": "X", "bool": ""}
 
 
 def show_help(command: str, argv: Sequence[str] | None = None) -> None:

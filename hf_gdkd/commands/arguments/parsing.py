@@ -73,6 +73,19 @@ def _naming(path: str, settings: Mapping[str, Any], argv: Sequence[str]) -> Iter
         raise
 
 
+def _with_flags(parser: _Parser, settings: Mapping[str, Any], argv: list[str]) -> list[str]:
+    """Settings as flags, and the flags that override them: of `loss_options` those of the same name.
+
+    Where a flag names another loss, the options of the settings' loss go with it.
+    """
+    words = _at_home(as_flags(settings)) + argv
+    if settings.get("loss_options") is None:
+        return words
+    if parser.parse_known_args(words)[0].loss != settings.get("loss", parser.get_default("loss")):
+        return _with_flags(parser, {**settings, "loss_options": None}, argv)
+    return [*words, "--loss_options", *settings["loss_options"], *(parser.parse_known_args(argv)[0].loss_options or [])]
+
+
 def _parse(
     parser: _Parser, settings: Mapping[str, Any], argv: list[str], needs_student: bool
 ) -> tuple[DistillArguments, GDKDConfig]:
@@ -81,7 +94,7 @@ def _parse(
         if more:
             raise InputError(f"{key} takes one value, and has {1 + len(more)}: choose one.")
     parser.set_defaults(**{key: None for key, value in settings.items() if value is None})
-    argv = _at_home(as_flags(settings)) + argv
+    argv = _with_flags(parser, settings, argv)
     flags, unknown = parser.parse_known_args(argv)
     if unknown:
         known = [option for option in parser._option_string_actions if "-" not in option[2:]]

@@ -15,7 +15,9 @@ from typing import Any
 import yaml
 
 from ...errors import InputError, first_sentence
+from ...losses.combined import name_and_options
 from ...training.config import GDKDConfig
+from ...training.loss_options import as_dict, as_words
 from .distill_flags import TRAINING_DEFAULTS, DistillArguments
 
 # What only a flag may set, never a file, which may come from elsewhere: code that runs, where files and results go,
@@ -45,6 +47,7 @@ def read_settings(path: str) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {first_sentence(error)}") from error
     if not isinstance(settings, dict):
         raise InputError(f"{path} is not a mapping from names to values, as the recipe.yaml of a run is.")
+    settings = with_loss_name(settings)
     known = [f.name for f in (*fields(DistillArguments), *fields(GDKDConfig)) if f.init]
     for key, value in settings.items():
         if key not in known:
@@ -55,6 +58,17 @@ def read_settings(path: str) -> dict[str, Any]:
             raise InputError(f"{path} has a flag among the values of {key}: remove it.")
         if isinstance(value, dict):
             settings[key] = {name: _as_number(inner) for name, inner in value.items()}
+    return settings
+
+
+def with_loss_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose loss is a name, and not a list or a mapping of options, which flags cannot hold."""
+    settings = dict(settings)
+    if isinstance(settings.get("loss"), list):
+        settings["loss"], own = name_and_options(settings["loss"])
+        settings["loss_options"] = as_words(own | as_dict(settings.get("loss_options")))
+    elif isinstance(settings.get("loss_options"), dict):
+        settings["loss_options"] = as_words(settings["loss_options"])
     return settings
 
 
