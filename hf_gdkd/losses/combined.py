@@ -135,8 +135,9 @@ def build_loss(name: str | Sequence[Mapping[str, Any] | str], **options: Any) ->
     """Make the loss of that name, or several added up; an option that is None is left at the loss's own default.
 
     Every loss takes `reduction`, and those on logits take `dim`, the dimension of the classes, and (but for `cwd`)
-    `gradient_scaling`: see `gradient_scaling.scaled_gradient`. Of several losses each takes the options that it knows, `gdkd.k` sets one of gdkd alone, and `gdkd.weight` is its weight: a number, or
-    "auto" in a `GDKDTrainer`. Unset, it is what the loss is published with beside a cross-entropy of weight 1.
+    `gradient_scaling`: see `gradient_scaling.scaled_gradient`. Of several losses each takes the options that it knows,
+    `gdkd.k` sets one of gdkd alone, and `gdkd.weight` is its weight: a number, or "auto" in a `GDKDTrainer`. Unset, it
+    is what the loss is published with beside a cross-entropy of weight 1.
 
     Args:
         name: of a loss; several joined by +; or a list of mappings with their names, weights and options.

@@ -15,10 +15,10 @@ class FitNetLoss(StageLoss):
     and the benchmark code that the weight is from, batch normalisation and a ReLU.
 
     Args:
-        normalize: compare the last stages instead, the teacher's standardized: each channel has mean 0 and variance 1
-            over the micro-batch. The value is then of the same scale for every teacher, and one weight suits all (30).
         student_layers: modules of the student that take the place of its stages, by name, from shallow to deep.
         teacher_layers: likewise of the teacher.
+        normalize: compare the last stages instead, the teacher's standardized: each channel has mean 0 and variance 1
+            over the micro-batch. The value is then of the same scale for every teacher, and one weight suits all (30).
         reduction: "mean", "sum" or "none" over the samples.
 
     Reference:
@@ -40,9 +40,9 @@ class FitNetLoss(StageLoss):
     def __init__(
         self,
         *,
-        normalize: bool = False,
         student_layers: Sequence[str] | None = None,
         teacher_layers: Sequence[str] | None = None,
+        normalize: bool = False,
         reduction: str = "mean",
     ) -> None:
         super().__init__(student_layers=student_layers, teacher_layers=teacher_layers, reduction=reduction)

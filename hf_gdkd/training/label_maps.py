@@ -140,9 +140,10 @@ def summed_ces(
     **options: Any,
 ) -> dict[str, Tensor]:
     """`summed_ce` of the logits, as `ce`, and the weighted sum of those of auxiliary heads, where there are any."""
-    found = {"ce": summed_ce(logits, labels, ignore, **options)}
+    found = {"ce": summed_ce(logits, labels, ignore_index, **options)}
     if auxiliary:
-        found[AUXILIARY] = sum(weight * summed_ce(each, labels, ignore, **options) for each, weight in auxiliary)
+        ces = [weight * summed_ce(each, labels, ignore_index, **options) for each, weight in auxiliary]
+        found[AUXILIARY] = sum(ces)
     return found
 
 

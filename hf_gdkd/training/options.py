@@ -101,9 +101,7 @@ class LossOptions:
     )
     normalize: bool | None = _option(None, "Compare the last stage with the teacher's, standardized (fitnet).")
     ce_weight: float | None = _option(None, "Weight of the cross-entropy; unset: the loss's own.")
-    kd_weight: float | str | None = _option(
-        None, "Weight of the distillation loss; unset: the loss's own; auto: training finds it."
-    )
+    kd_weight: float | str | None = _option(None, "Weight of the distillation, or auto; unset: the loss's own.")
     class_weights: list[float] | None = _option(
         None, "Weight of each class in the cross-entropy, which stays a mean over samples; unset: 1."
     )

@@ -128,9 +128,7 @@ def draw_training(folder: str | Path, log_history: Sequence[Mapping[str, float]]
             parts = [[row[name] for row in rows] for name in shares]
             labels = [name.removeprefix("share/") for name in shares]
             axes.stackplot([row["epoch"] for row in rows], parts, labels=labels)
-            axes.set(
-                xlabel="epoch", ylabel="share", ylim=(0, 1), title="the losses' shares of the gradient at the logits"
-            )
+            axes.set(xlabel="epoch", ylabel="share", ylim=(0, 1), title="shares of the gradient at the logits")
             axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
         figure.suptitle(title)
         figure.savefig(part, dpi=120)

@@ -36,9 +36,9 @@ class GDKDTrainer(BatchTrainer):
     One optimizer step is the same however its batch is split into micro-batches and processes, because every loss
     is summed over samples and divided by the number of samples of the whole step. Some things are of the micro-batch
     itself and differ: BatchNorm in the student; the losses dist, mlkd, luminet, rkd, crd, reviewkd, gdkd with gamma,
-    fitnet with normalize, and any with gradient_scaling; and which tokens vitkd hides. Where the labels are maps (N, H, W), a class for each
-    pixel, the pixels that have one are the samples: the cross-entropy is at their resolution, the distillation at the
-    student's unless `resize_logits` is set.
+    fitnet with normalize, and any with gradient_scaling; and which tokens vitkd hides. Where the labels are maps
+    (N, H, W), a class for each pixel, the pixels that have one are the samples: the cross-entropy is at their
+    resolution, the distillation at the student's unless `resize_logits` is set.
 
     >>> import tempfile, torch
     >>> from hf_gdkd import GDKDConfig, GDKDTrainer

@@ -65,7 +65,7 @@ def test_a_list_is_the_same_as_names_and_options():
 @pytest.mark.parametrize("name, options, said", [
     ("gdkd+dist", {"alpha": 1.0}, "the loss 'gdkd+dist' takes no option 'alpha': it takes weight, temperature, k,"),
     ("gdkd+dist", {"kd.k": 1}, "kd.k is for no part of the loss 'gdkd+dist': its parts are gdkd, dist."),
-    ("gdkd+dist", {"dist.k": 1}, "the loss 'dist' takes no option 'k': it takes weight, temperature, beta, gamma."),
+    ("gdkd+dist", {"dist.k": 1}, "the loss 'dist' takes no option 'k': it takes weight, temperature, beta, gamma, gr"),
     ("gdkd+dist", {"dist.weight": -1}, "dist.weight is -1: use a finite number that is 0 or more, auto, or"),
     ("gdkd+dist", {"dist.weight": "auto:0"}, "dist.weight is auto:0"),
     ("gdkd+dist", {"dist.temperature": "hot"}, "the loss 'dist' does not take temperature 'hot'"),

@@ -274,7 +274,8 @@ def test_missing_features(name, missing, said):
 
 
 def test_options():
-    assert loss_options("fitnet") == loss_options("reviewkd") == ("student_layers", "teacher_layers")
+    assert loss_options("at") == loss_options("reviewkd") == ("student_layers", "teacher_layers")
+    assert loss_options("fitnet") == ("student_layers", "teacher_layers", "normalize")
     assert loss_options("rkd") == ("distance_weight", "angle_weight")
     for name, options, said in [
         ("rkd", {"k": 3}, "'rkd' takes no option 'k': it takes distance_weight, angle_weight"),
