@@ -16,7 +16,12 @@ WIDTH = 100
 def losses_listing() -> str:
     """Every loss, those of `register_loss` included: what its docstring and its signature say."""
     losses = "\n\n".join(_describe(name, cls) for name, cls in (LOSSES | FEATURE_LOSSES).items())
-    return f"{losses}\n\nce: the cross-entropy alone, without a teacher."
+    several = _wrap(
+        "Several: --loss gdkd+fitnet adds them up; --loss_options gdkd.k=3 fitnet.weight=30 sets an option of one, and "
+        "its weight, and --kd_weight auto lets training find the weights that are unset.",
+        "",
+    )
+    return "\n".join([losses, "", "ce: the cross-entropy alone, without a teacher.", *several])
 
 
 def _describe(name: str, cls: type[DistillationLoss]) -> str:

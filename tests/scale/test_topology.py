@@ -14,7 +14,15 @@ from launch import launch
 from safetensors.torch import load_file
 
 WORKER = Path(__file__).with_name("topology.py")
-LOSSES = ["kd", "dkd", "gdkd", "gdkd3", "fitnet", "gdkd of maps", "gdkd+kd+fitnet"]  # fitnet learns a projection beside the student
+LOSSES = [
+    "kd",
+    "dkd",
+    "gdkd",
+    "gdkd3",
+    "fitnet",
+    "gdkd of maps",
+    "gdkd+kd+fitnet",
+]  # fitnet learns a projection beside the student
 WHOLE, RAGGED = 160, 147  # five steps of 32; four, and 19 samples
 TOPOLOGIES = {  # processes, batch of a process, micro-batches a step
     "one process": (1, 32, 1),
@@ -43,8 +51,11 @@ def runs(tmp_path_factory):
                     options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
                     if loss == "fitnet":
                         options["kd_weight"] = 1.0  # its own, 100, diverges at this learning rate
-                    if "+" in loss:  # automatic weights of the losses on logits
-                        options |= {"kd_weight": "auto", "loss_options": ["fitnet.weight=1", "fitnet.normalize=false"]}
+                    if "+" in loss:  # automatic weights of the losses on logits, small for the learning rate
+                        options |= {
+                            "kd_weight": "auto:0.3",
+                            "loss_options": ["fitnet.weight=1", "fitnet.normalize=false"],
+                        }
                     options |= {"loss": loss.split()[0], "maps": "maps" in loss}
                     jobs.append({"name": name, "indices": indices, **options})
         for topology in CACHED:
