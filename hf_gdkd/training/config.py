@@ -34,9 +34,9 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
         >>> args = GDKDConfig(output_dir="runs/student", loss="gdkd", k=3, temperature=2.0, use_cpu=True)
         >>> args.set_loss_options()
         {'temperature': 2.0, 'k': 3}
-        >>> GDKDConfig(loss="kd", k=3)
+        >>> GDKDConfig(loss="rkd", k=3)
         Traceback (most recent call last):
-        hf_gdkd.errors.InputError: the loss 'kd' takes no option 'k': it takes temperature, standardize.
+        hf_gdkd.errors.InputError: the loss 'rkd' takes no option 'k': it takes distance_weight, angle_weight.
 
     Raises:
         InputError: a value that is out of range, or an option that the loss does not take.
