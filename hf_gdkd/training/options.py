@@ -40,6 +40,7 @@ LOSS_OPTIONS = (
     "mask_ratio",
     "gradient_scaling",
     "normalize",
+    "stages",
 )
 
 
@@ -100,6 +101,7 @@ class LossOptions:
         None, "Scale the gradient up where the teacher is surer than on average; 2 is published."
     )
     normalize: bool | None = _option(None, "Compare the last stage with the teacher's, standardized (fitnet).")
+    stages: str | None = _option(None, "Stages to compare: middle, last or all (fitnet); unset: one.")
     ce_weight: float | None = _option(None, "Weight of the cross-entropy; unset: the loss's own.")
     kd_weight: float | str | None = _option(None, "Weight of the distillation, or auto; unset: the loss's own.")
     class_weights: list[float] | None = _option(

@@ -52,24 +52,51 @@ def test_fitnet_is_the_squared_error_of_the_middle_stage():
     """Stages are paired from the deepest up; the second of three (and of four) is the hint."""
     student, teacher = features(), features(TEACHER, seed=1)
     loss = built("fitnet", student, teacher, reduction="none")
-    weights, bias = loss.regressor.weight[:, :, 0, 0], loss.regressor.bias
+    weights, bias = loss.regressors[0].weight[:, :, 0, 0], loss.regressors[0].bias
     for i, value in enumerate(loss(student, teacher)):
         predicted = torch.einsum("tc,chw->thw", weights, student.stages[1][i]) + bias[:, None, None]
         predicted, target = averaged(predicted[None], 4)[0], teacher.stages[2][i]
         terms = [(predicted[c, y, x] - target[c, y, x]) ** 2 for c in range(7) for y in range(4) for x in range(4)]
         torch.testing.assert_close(value, sum(terms) / len(terms))
     four = features(TEACHER, seed=2)
-    assert built("fitnet", four, teacher).regressor.weight.shape[:2] == (4, 4)
-    assert built("fitnet", four, student).regressor.weight.shape[:2] == (5, 7)
+    assert built("fitnet", four, teacher).regressors[0].weight.shape[:2] == (4, 4)
+    assert built("fitnet", four, student).regressors[0].weight.shape[:2] == (5, 7)
 
 
 def test_fitnet_is_zero_at_equality_after_the_identity():
     teacher = features(TEACHER)
     loss = built("fitnet", teacher, teacher)
-    nn.init.dirac_(loss.regressor.weight)
-    nn.init.zeros_(loss.regressor.bias)
+    nn.init.dirac_(loss.regressors[0].weight)
+    nn.init.zeros_(loss.regressors[0].bias)
     assert loss(teacher, teacher).item() == 0
     assert loss(features(TEACHER, seed=1), teacher).item() > 0.1
+
+
+def test_fitnet_of_all_stages_is_the_mean_over_them():
+    student, teacher = features(), features(TEACHER, seed=1)
+    loss = built("fitnet", student, teacher, stages="all", reduction="none")
+    assert [layer.weight.shape[:2] for layer in loss.regressors] == [(4, 3), (7, 5), (8, 6)]
+    expected = 0.0
+    for layer, s, t in zip(loss.regressors, student.stages, teacher.stages[1:], strict=True):
+        expected = expected + (averaged(layer(s), t.shape[2]) - t).square().mean((1, 2, 3)) / 3
+    torch.testing.assert_close(loss(student, teacher), expected)
+    last = built("fitnet", student, teacher, stages="last", normalize=False)
+    assert last.regressors[0].weight.shape[:2] == (8, 6)
+
+
+@pytest.mark.parametrize("stages", [None, "middle", "last", "all"])
+def test_normalized_fitnet_knows_no_scale_or_offset_of_the_teachers_channels(stages):
+    """Each channel has mean 0 and variance 1 over the batch and its places; unset is the last stage."""
+    student, teacher = features(), features(TEACHER, seed=1)
+    loss = built("fitnet", student, teacher, normalize=True, stages=stages)
+    moved = [x * torch.linspace(2, 90, x.shape[1])[:, None, None] - 40 for x in teacher.stages]
+    torch.testing.assert_close(loss(student, Features(moved, None)), loss(student, teacher), rtol=1e-4, atol=0)
+    standard = [(x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), correction=0, keepdim=True) for x in moved]
+    plain = built("fitnet", student, teacher, stages=stages or "last")
+    if stages in (None, "last"):  # the others are averaged down to the student's size before
+        torch.testing.assert_close(
+            loss(student, Features(moved, None)), plain(student, Features(standard, None)), rtol=1e-4, atol=0
+        )
 
 
 def test_at_is_the_squared_difference_of_unit_attention():
@@ -275,7 +302,7 @@ def test_missing_features(name, missing, said):
 
 def test_options():
     assert loss_options("at") == loss_options("reviewkd") == ("student_layers", "teacher_layers")
-    assert loss_options("fitnet") == ("student_layers", "teacher_layers", "normalize")
+    assert loss_options("fitnet") == ("student_layers", "teacher_layers", "normalize", "stages")
     assert loss_options("rkd") == ("distance_weight", "angle_weight")
     for name, options, said in [
         ("rkd", {"k": 3}, "'rkd' takes no option 'k': it takes distance_weight, angle_weight"),
@@ -283,6 +310,7 @@ def test_options():
         ("rkd", {"angle_weight": -1.0}, "angle_weight is -1.0"),
         ("crd", {"temperature": 0.0}, "temperature is 0.0"),
         ("crd", {"embedding_size": 0}, "embedding_size is 0"),
+        ("fitnet", {"stages": "first"}, "stages is 'first': expected one of middle, last, all"),
         ("fitnett", {}, "did you mean 'fitnet'"),
     ]:
         with pytest.raises(InputError, match=said):

@@ -211,7 +211,7 @@ def test_repr_shows_every_option(name):
 
 
 def test_register_loss(monkeypatch):
-    monkeypatch.setattr("hf_gdkd.losses.LOSSES", dict(LOSSES))
+    monkeypatch.setattr("hf_gdkd.losses.registry.LOSSES", dict(LOSSES))
 
     class Gap(DistillationLoss):
         def __init__(self, *, power: float = 2.0, reduction: str = "mean") -> None:

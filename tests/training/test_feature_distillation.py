@@ -145,7 +145,7 @@ def test_a_teacher_in_bfloat16_and_layers_by_name(tmp_path):
         tmp_path, "fitnet", teacher=vit, teacher_dtype="bfloat16", student_layers=["stage3"],
         teacher_layers=["vit.layers.0"],
     )  # fmt: skip
-    assert trainer.distillation_loss.regressor.weight.shape[:2] == (8, 12)
+    assert trainer.distillation_loss.regressors[0].weight.shape[:2] == (8, 12)
     assert {p.dtype for p in trainer.projections.parameters()} == {torch.float32}
     assert rows(trainer)[-1]["fitnet"] > 0
 

@@ -35,7 +35,7 @@ SETTINGS_HELP = {
 # What only `--help all` shows.
 RARE = frozenset(
     """
-    cache_dtype cache_views loss_options normalize
+    cache_dtype cache_views loss_options normalize stages
     loss_file teacher_weights teacher_revision student_revision allow_weak_teacher dataset_config dataset_revision
     image_column label_column crop_padding random_erasing cutout exact_decoding repeated_augmentation
     license temperatures alpha_temperature multiplier gradient_scaling mask_ratio
