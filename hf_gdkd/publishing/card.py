@@ -24,7 +24,7 @@ from ..models.configuration import OWN_MODULES
 from ..models.names import is_segmentation_network, resolve_name, weights_source
 from ..training.balance import found_weights
 from ..training.config import GDKDConfig
-from ..training.run_files import CARD, SEGMENTATION_PICTURE, replacing
+from ..training.run_files import CARD, GRADIENTS_PICTURE, SEGMENTATION_PICTURE, replacing
 from .wording import CLASSIFICATION, WORDINGS
 
 WEIGHTS = ("w0", "w1", "w2", "alpha", "beta", "gamma", "distance_weight", "angle_weight")
@@ -130,6 +130,7 @@ def write_card(
         metrics=metrics,
         words=words,
         picture=SEGMENTATION_PICTURE if Path(folder, SEGMENTATION_PICTURE).is_file() else None,
+        gradients=GRADIENTS_PICTURE if Path(folder, GRADIENTS_PICTURE).is_file() else None,
         versions={package: version(package) for package in PACKAGES},
     )
     with replacing(Path(folder, CARD)) as part:

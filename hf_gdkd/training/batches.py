@@ -13,18 +13,22 @@ from transformers.trainer_utils import has_length
 from ..data.streaming import AugmentedStream
 from ..errors import InputError
 from .checkpoint_trainer import CheckpointTrainer
+from .gradient_record import GradientRecord
 from .label_maps import StepSize, ignore_index_of
 
 COLUMNS = ("pixel_values", "labels", "label", "label_ids", "sample_id")
 
 
 class BatchTrainer(CheckpointTrainer):
-    """What GDKDTrainer does for the data: order and epochs that a resumed run repeats."""
+    """What GDKDTrainer does for the data: order and epochs that a resumed run repeats; and `record_gradients`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._epochs = _Epochs(self)
         self.add_callback(self._epochs)
+        self.gradients = GradientRecord() if self.args.record_gradients else None
+        if self.gradients is not None:
+            self.add_callback(self.gradients)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """As Trainer's, unless the data set has a sampler of its own, as `Augmented` has for repeated augmentation."""

@@ -14,6 +14,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 from ..errors import InputError
 from ..losses import LOSS_WEIGHTS, CWDLoss, DistillationLoss, FeatureLoss, build_loss
 from ..losses.combined import checked_weight, is_auto, name_and_options
+from ..losses.gradients import check_has_gradients
 from ..losses.registry import keywords
 from .allowed_values import check_ranges
 from .balance import found_weights
@@ -61,6 +62,8 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
         self._check_elements(loss := self.build_loss())
         if loss is not None:
             found_weights(self.loss, loss, self.kd_weight)
+        if self.record_gradients:
+            check_has_gradients(loss, self.loss)
         workers_unset = self.dataloader_num_workers is None  # TrainingArguments compares it with numbers
         self.dataloader_num_workers = 1 if workers_unset else self.dataloader_num_workers
         with naming_arguments(self):

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from ..losses import DistillationLoss, FeatureLoss
+from ..losses.gradients import has_gradients
 from .feature_distillation import FeatureDistillation
+from .gradient_record import GradientRecord
 from .label_maps import Parts, Size, StepSize, summed_terms
 from .teacher import Teacher
 
@@ -27,9 +29,15 @@ class Sums(NamedTuple):
 
 
 class LossParts:
-    """Computes every member of a loss; those on features listen to the models from `listen` on."""
+    """Computes every member of a loss; those on features listen to the models from `listen` on.
 
-    def __init__(self, loss: DistillationLoss | None) -> None:
+    Args:
+        loss: the loss, one or several.
+        record: takes the logits that gdkd or gdkd3 is computed of.
+    """
+
+    def __init__(self, loss: DistillationLoss | None, record: GradientRecord | None = None) -> None:
+        self._record = record
         self.members = {} if loss is None else loss.members
         self._parts: dict[str, Parts] = {name: member.parts for name, member in self.members.items()}
         self._on_features = {name: each for name, each in self.members.items() if isinstance(each, FeatureLoss)}
@@ -67,6 +75,8 @@ class LossParts:
         for name, loss in self.members.items():
             terms, size = summed_terms(loss, self._parts[name], student, teacher, labels, **options)
             found[name] = Sums(loss.weigh(terms), terms, size)
+            if self._record is not None and has_gradients(loss):
+                self._record.add(loss, student, teacher, labels)
         return found
 
 

@@ -127,6 +127,9 @@ class TrainingOptions:
         None, "Epochs at whose end the learning rate is multiplied by lr_decay_rate; with lr_scheduler_type constant."
     )
     lr_decay_rate: float = _option(0.1, "Factor of the learning rate at lr_decay_epochs.")
+    record_gradients: bool = _option(
+        False, "Record how strongly each term of gdkd or gdkd3 pulls at the classes outside the top group."
+    )
     decay_all_weights: bool = _option(
         False, "Apply weight_decay to normalisation and biases too; off: as Trainer does."
     )

@@ -15,7 +15,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 SETTINGS_FILE, METRICS_FILE, PICTURE, CARD = "recipe.yaml", "metrics.json", "training.png", "README.md"
 SEGMENTATION_PICTURE = "segmentation.png"  # of what a segmenter predicts
-RUN_FILES = (SETTINGS_FILE, METRICS_FILE, PICTURE, SEGMENTATION_PICTURE, CARD)
+GRADIENTS_FILE, GRADIENTS_PICTURE = "gradients.json", "gradients.png"  # with record_gradients
+RUN_FILES = (SETTINGS_FILE, METRICS_FILE, PICTURE, SEGMENTATION_PICTURE, GRADIENTS_FILE, GRADIENTS_PICTURE, CARD)
 JUDGED = {"agreement": "agreement with the teacher", "mean_iou": "mean IoU", "top1": "top-1 accuracy"}
 
 _NOT_PARTS = {"loss", "epoch", "step", "learning_rate", "grad_norm", "kd_ramp", "data_wait"}

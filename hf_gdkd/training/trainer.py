@@ -134,7 +134,7 @@ class GDKDTrainer(BatchTrainer):
         weighted = (self.args.loss, loss, self.args.kd_weight)
         made_for = (self.model, self.args.set_loss_options(), self.args.ce_weight, *weighted[::2])
         if self._made_for != made_for:
-            self.distillation_loss, self.parts, self._made_for = loss, LossParts(loss), made_for
+            self.distillation_loss, self.parts, self._made_for = loss, LossParts(loss, self.gradients), made_for
             self.balance = Balance.of(*weighted, self.args.ce_weight)
             self._weights = found_weights(*weighted) if loss else {}
             self._learn_beside()

@@ -42,7 +42,7 @@ RARE = frozenset(
     threshold class_k coupled gamma kl strategy partition mask_samples mask_classes student_layers
     teacher_layers distance_weight angle_weight embedding_size class_weights kd_skip_epochs lr_decay_epochs
     lr_decay_rate decay_all_weights teacher_dtype shard_teacher dataloader_timeout hub_strategy
-    logging_nan_inf_filter remove_unused_columns train_rows profile ignore_incorrect resize_logits
+    logging_nan_inf_filter remove_unused_columns train_rows profile record_gradients ignore_incorrect resize_logits
     crop_size scale_range reduce_labels id2label palette window
     """.split()
 )
