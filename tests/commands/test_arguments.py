@@ -247,6 +247,7 @@ def test_label_free_has_no_cross_entropy():
     ([*MODELS, "--ce_weight", "0.5"], "--label_free has no cross-entropy, but ce_weight is 0.5"),
     ([*MODELS, "--class_k", "1", "2"], "--class_k needs labels, and --label_free has none"),
     ([*MODELS, "--loss", "dkd"], "dkd needs labels, and --label_free has none: use --partition top1, or --loss gdkd"),
+    ([*MODELS, "--loss", "kd+nkd"], "nkd needs labels, and --label_free has none: use --loss gdkd"),
     ([*MODELS, "--loss", "rld"], "rld needs labels, and --label_free has none: use --loss gdkd"),
     ([*MODELS, "--loss", "kd", "--gradient_scaling", "2", "--ce_weight", "0"], "--gradient_scaling needs labels"),
 ])  # fmt: skip

@@ -134,7 +134,10 @@ def test_cutout_greys_the_part_of_a_square_that_lies_in_the_image():
         ("--random_erasing 2", "random_erasing is 2.0: use a probability"),
         ("--mixup_alpha -1", "mixup_alpha is -1.0: use a number of at least 0"),
         ("--repeated_augmentation 0", "repeated_augmentation is 0: use a number of at least 1"),
-        ("--mixup_alpha 0.2 --loss dkd", "dkd needs a single label: use --loss gdkd, or --partition top1"),
+        ("--mixup_alpha 0.2 --loss dkd", "dkd needs a single label: use --partition top1, or --loss gdkd"),
+        ("--cutmix_alpha 1 --loss kd --gradient_scaling 2", "--gradient_scaling needs a single label: leave it out"),
+        ("--mixup_alpha 0.2 --loss nkd+rld", "rld needs a single label: use --loss gdkd"),
+        ("--mixup_alpha 0.2 --class_k 1 2", "--class_k needs a single label: use --threshold, or one --k"),
     ],
 )
 def test_bad_options(words, said):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...data.augment import AUTO_AUGMENT
 from ...errors import InputError
-from ...losses import DKDLoss
+from ...losses import DistillationLoss, DKDLoss
 from ...publishing.wording import WORDINGS
 from ...training.config import GDKDConfig
 from ..recipes import check_teacher_is_trained
@@ -117,7 +119,7 @@ def _check_augmentation(script: DistillArguments, args: GDKDConfig) -> None:
             raise InputError(f"{name} is {value}: use a number of at least {least}.")
     mixes, loss = script.mixup_alpha + script.cutmix_alpha > 0, args.build_loss()
     if mixes and loss is not None and not loss.takes_soft_labels:
-        what, instead = _needs_labels(args)
+        what, instead = _instead(args, lambda each: not each.takes_soft_labels)
         raise InputError(f"mixup and CutMix make soft labels, and {what} needs a single label: {instead}.")
 
 
@@ -146,14 +148,14 @@ def _check_label_free(script: DistillArguments, args: GDKDConfig) -> None:
     if args.ce_weight > 0:
         raise InputError(f"--label_free has no cross-entropy, but ce_weight is {args.ce_weight}: leave it out.")
     if args.build_loss().needs_labels:
-        what, instead = _needs_labels(args)
+        what, instead = _instead(args, lambda each: each.needs_labels)
         raise InputError(f"{what} needs labels, and --label_free has none: {instead}.")
 
 
-def _needs_labels(args: GDKDConfig) -> tuple[str, str]:
-    """What needs the labels in a loss that does, and what to do without."""
+def _instead(args: GDKDConfig, fails: Callable[[DistillationLoss], bool]) -> tuple[str, str]:
+    """What goes by labels in the first of the losses that fails, and what to do without."""
     members = args.build_loss().members
-    name = next(name for name, each in members.items() if each.needs_labels or not each.takes_soft_labels)
+    name = next(name for name, each in members.items() if fails(each))
     if members[name].gradient_scaling is not None:
         return "--gradient_scaling", "leave it out"
     if getattr(members[name], "class_k", None) is not None:
