@@ -3,9 +3,10 @@
     python scripts/demo.py
     python scripts/demo.py --task semantic-segmentation
 
-The first trains a residual network on scikit-learn's scanned digits and distils it into a small vision transformer and
-a smaller residual network. The second trains a network that finds these digits in scenes, pixel by pixel, and distils
-it into a smaller one. Each writes a table (demo.md) and a picture (demo.png) to runs/demo or runs/demo-segmentation.
+The first trains a residual network on scikit-learn's scanned digits, distils it into a small vision transformer and a
+smaller residual network, and ends with a report on one of these (`hf-gdkd analyze`). The second trains a network that
+finds these digits in scenes, pixel by pixel, and distils it into a smaller one. Each writes a table (demo.md) and a
+picture (demo.png) to runs/demo or runs/demo-segmentation.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from tqdm.auto import tqdm
 
 from hf_gdkd.commands.running import run
 from hf_gdkd.publishing.wording import CLASSIFICATION, SEGMENTATION, WORDINGS
-from hf_gdkd.scripts import distill, evaluate
+from hf_gdkd.scripts import analyze, distill, evaluate
 from hf_gdkd.training.run_files import JUDGED, PICTURE, SEGMENTATION_PICTURE
+from hf_gdkd.training.style import style
 
 HERE = Path(os.path.relpath(Path(__file__).parent / "demo"))
 SETTINGS = "--student_init random --save_strategy no --disable_tqdm true --overwrite"
@@ -43,6 +45,7 @@ class Demo:
     epochs: Mapping[str, str]
     runs: Sequence[tuple[str, str]]
     shown: tuple[int, str]  # the run and its file that are the lower half of the picture
+    analyzed: int | None  # the run whose student is compared with the teacher in the report
     caution: str
 
 
@@ -54,6 +57,7 @@ DEMOS = {
         epochs={"teacher": "15", "vit": "25", "cnn": "20"},
         runs=[("teacher", "ce"), *((student, loss) for student in ("vit", "cnn") for loss in LOSSES)],
         shown=(4, PICTURE),
+        analyzed=4,
         caution="One seed on 1,797 digits: this proves the machinery, not the ranking of the losses.",
     ),
     SEGMENTATION: Demo(
@@ -63,6 +67,7 @@ DEMOS = {
         epochs={"scene-teacher": "24", "scene-student": "24"},
         runs=[("scene-teacher", "ce"), ("scene-student", "ce"), ("scene-student", "gdkd")],
         shown=(2, SEGMENTATION_PICTURE),
+        analyzed=None,
         caution="One seed on 600 scenes: this proves the machinery, not the ranking of the losses.",
     ),
 }
@@ -86,11 +91,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             bar.set_postfix_str(f"{model} {loss}")
             with redirect_stdout(log):
                 rows.append(train(demo, folder, model, loss, options.epochs or demo.epochs[model]))
+        if demo.analyzed is not None:
+            student = ["--student", str(rows[demo.analyzed]["folder"])]
+            with redirect_stdout(log):
+                analyze.main(["--teacher", str(rows[0]["folder"]), *student, "--output_dir", str(folder / "report")])
     table = as_markdown(demo, rows)
     (folder / "demo.md").write_text(f"{table}\n\n{demo.caution}\n", encoding="utf-8")
     draw(demo, rows, folder / "demo.png")
     print(f"\n{table}\n\n{demo.caution}")
     print(f"{time.perf_counter() - start:.0f} s; the table is in {folder}/demo.md, the picture in {folder}/demo.png")
+    if demo.analyzed is not None:
+        print(f"What the teacher predicts, and what a student did not learn of it: {folder}/report/index.html")
 
 
 def train(demo: Demo, folder: Path, model: str, loss: str, epochs: str) -> dict[str, object]:
@@ -125,20 +136,21 @@ def draw(demo: Demo, rows: Sequence[dict], path: Path) -> None:
     """The picture: how good every model is and how often it agrees, and a picture of one of the runs."""
     run, file = demo.shown
     shown, judged = Image.open(rows[run]["folder"] / file), WORDINGS[demo.task].judged
-    figure = Figure(figsize=(11, 4 + 11 * shown.height / shown.width), layout="constrained")
-    above, below = figure.subplots(2, 1, height_ratios=[4, 11 * shown.height / shown.width])
-    for shift, key in ((-0.2, judged), (0.2, "agreement")):
-        places = [place for place, r in enumerate(rows) if key in r]
-        heights = [100 * rows[x][key] for x in places]
-        bars = above.bar([x + shift for x in places], heights, 0.38, label=JUDGED[key])
-        above.bar_label(bars, fmt="%.1f", fontsize=7)
-    above.set_xticks(range(len(rows)), [f"{r['model']}\n{r['loss']}" for r in rows])
-    lowest = min(100 * r[key] for r in rows for key in (judged, "agreement") if key in r)
-    above.set(ylim=(max(0, lowest - 3), 102), ylabel="% of the test split (axis cut)", title=demo.caution)
-    above.legend(loc="upper center", ncols=2)
-    below.imshow(shown)
-    below.axis("off")
-    figure.savefig(path, dpi=120)
+    with style():
+        figure = Figure(figsize=(11, 4 + 11 * shown.height / shown.width), layout="constrained")
+        above, below = figure.subplots(2, 1, height_ratios=[4, 11 * shown.height / shown.width])
+        for shift, key in ((-0.2, judged), (0.2, "agreement")):
+            places = [place for place, r in enumerate(rows) if key in r]
+            heights = [100 * rows[x][key] for x in places]
+            bars = above.bar([x + shift for x in places], heights, 0.38, label=JUDGED[key])
+            above.bar_label(bars, fmt="%.1f", fontsize=7)
+        above.set_xticks(range(len(rows)), [f"{r['model']}\n{r['loss']}" for r in rows])
+        lowest = min(100 * r[key] for r in rows for key in (judged, "agreement") if key in r)
+        above.set(ylim=(max(0, lowest - 3), 102), ylabel="% of the test split (axis cut)", title=demo.caution)
+        above.legend(loc="upper center", ncols=2)
+        below.imshow(shown)
+        below.axis("off")
+        figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":
