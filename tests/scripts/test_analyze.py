@@ -1,12 +1,17 @@
 """analyze.py: the same numbers as computed another way, from images and from a cache; what it refuses."""
 
 import json
+import os
 import shlex
+import socket
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate import PartialState
 from digit_models import save
+from matplotlib.figure import Figure
 from transformers import ViTImageProcessor
 
 from hf_gdkd.commands.arguments.parsing import parse
@@ -14,6 +19,7 @@ from hf_gdkd.data.loading import load_data
 from hf_gdkd.data.teacher_cache import TeacherCache
 from hf_gdkd.data.views import View
 from hf_gdkd.errors import InputError
+from hf_gdkd.evaluation import student_report, teacher_report
 from hf_gdkd.evaluation.measurement import measure_teacher
 from hf_gdkd.evaluation.metrics import classification_metrics, log_softmax
 from hf_gdkd.evaluation.views_report import same_crops
@@ -112,3 +118,56 @@ def test_both_models_see_the_same_part_of_an_image():
         pooled = a.reshape(8, 2, 8, 2, 3).mean((1, 3))
         assert np.corrcoef(pooled.ravel(), b.ravel())[0, 1] > 0.95
         assert np.corrcoef(pooled[:, ::-1].ravel(), b.ravel())[0, 1] < 0.95
+
+
+def as_one_of_two(rank, port, words):
+    """What torchrun starts, in a fork of this process."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    PartialState._reset_state()
+    analyze.main(words)
+    os._exit(0)
+
+
+def test_two_processes_share_the_images(folder, monkeypatch):
+    """They write the numbers of one; the batches are of 25, 25 and 10 images."""
+    save(folder / "student", 1)
+    for name in ("draw_agreement", "draw_different", "draw_correlations", "draw_calibration", "draw_robustness"):
+        monkeypatch.setattr(student_report, name, lambda *args: Figure())
+    monkeypatch.setattr(student_report, "robustness", lambda *args, **options: {})
+    monkeypatch.setattr(student_report, "_features", lambda *args, **options: None)
+    for name in ("draw_predictions", "draw_rest", "draw_entropies", "draw_calibration", "draw_mass", "draw_confusions"):
+        monkeypatch.setattr(teacher_report, name, lambda *args: Figure())
+    words = ["--teacher", "teacher", "--student", "student", "--dataset", "digits", "--validation_rows", "60"]
+    words += ["--batch_size", "25", "--device", "cpu", "--output_dir"]
+    alone = analyze.main([*words, "alone"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        get_context("fork").Process(target=as_one_of_two, args=(rank, port, [*words, "shared"])) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+    assert [process.exitcode for process in processes] == [0, 0]
+    shared = json.loads(Path("shared/analysis.json").read_text())
+    for each in (alone, shared):
+        each.pop("cost")
+    assert shared["images"] == 60
+    flat = {name: dict(leaves(each)) for name, each in (("alone", alone), ("shared", shared))}
+    assert flat["shared"].keys() == flat["alone"].keys()
+    assert {x: y for x, y in flat["shared"].items() if isinstance(y, float)} == pytest.approx(
+        {x: y for x, y in flat["alone"].items() if isinstance(y, float)}, rel=1e-4, abs=1e-6
+    )
+
+
+def leaves(value, path=()):
+    """The values of nested dictionaries and lists, by their path."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
+    if inner is None:
+        yield path, value
+    else:
+        for key, each in inner:
+            yield from leaves(each, (*path, str(key)))
