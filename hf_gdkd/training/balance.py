@@ -175,16 +175,17 @@ class Balance(nn.Module):
         return found | {f"weight/{name or alone}": float(self.weights()[name]) for name in self._factors}
 
     def warn(self, alone: str) -> None:
-        """At the end of an epoch: say once which loss hardly had a part in it, or was nearly all of it."""
+        """At the end of an epoch: say once which weight, a number, gave its loss hardly a part in it, or nearly all."""
         if self._since_epoch is None:
             return
         shares, self._since_epoch = _mean(self._since_epoch), None
         for name, share in zip(self.names, shares, strict=True):
-            if name != "ce" and name not in self._warned and not TOO_SMALL <= share <= TOO_LARGE:
+            judged = len(self.names) > 1 and name not in {"ce", *self._factors, *self._warned}
+            if judged and not TOO_SMALL <= share <= TOO_LARGE:
                 self._warned.add(name)
-                much, change = ("hardly", "larger") if share < TOO_SMALL else ("almost only", "smaller")
+                much, change = ("hardly learns", "larger") if share < TOO_SMALL else ("learns almost only", "smaller")
                 logger.warning(
-                    "The student learns %s from the loss %s, which had %.1f %% of the gradient at the logits in this "
+                    "The student %s from the loss %s, which had %.1f %% of the gradient at the logits in this "
                     "epoch: use a %s %s.",
                     much, name or alone, 100 * share, change, f"{name}.weight" if name else "kd_weight",
                 )  # fmt: skip

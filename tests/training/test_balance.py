@@ -96,17 +96,20 @@ def test_an_automatic_weight_is_not_the_ramps_nor_a_number(tmp_path):
     assert ratio[0] / ratio[1] == pytest.approx(slower["kd_ramp"], rel=0.1) and slower["kd_ramp"] < 0.5
 
 
-@pytest.mark.parametrize("weight, said", [
-    (1e-4, "The student learns hardly from the loss kd, which had 0.0 % of the gradient at the logits in this epoch: "
-           "use a larger kd.weight."),
-    (1e4, "The student learns almost only from the loss kd"),
-    ("auto", None),
+@pytest.mark.parametrize("weight, ce_weight, said", [
+    (1e-4, 1.0, "The student hardly learns from the loss kd, which had 0.0 % of the gradient at the logits in this "
+                "epoch: use a larger kd.weight."),
+    (1e4, 1.0, "The student learns almost only from the loss kd"),
+    ("auto:40", 1.0, None),  # as it was asked for
+    (1.0, 0.0, None),  # there is nothing beside it
 ])  # fmt: skip
-def test_a_share_that_is_too_small_or_too_large_is_said_once(tmp_path, caplog, weight, said):
+def test_a_share_that_is_too_small_or_too_large_is_said_once(tmp_path, caplog, weight, ce_weight, said):
+    loss = [{"name": "kd", "weight": weight}, "rkd"]
     with caplog.at_level(logging.WARNING, logger="hf_gdkd"):
-        distil(tmp_path, [{"name": "kd", "weight": weight}, "rkd"], num_train_epochs=3, learning_rate=0.0)
+        trainer = distil(tmp_path, loss, num_train_epochs=3, learning_rate=0.0, ce_weight=ce_weight)
     messages = [record.getMessage() for record in caplog.records if "gradient at the logits" in record.getMessage()]
     assert len(messages) == (said is not None) and all(each.startswith(said) for each in messages)
+    assert (rows(trainer)[-1]["share/kd"] < 0.02) == (weight == 1e-4)
 
 
 def test_what_is_measured_only_where_it_says_something():

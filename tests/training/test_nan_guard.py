@@ -48,11 +48,12 @@ def test_the_run_ends_with_the_state_before_the_step(tmp_path, split, pixel, val
     assert all(t.isfinite().all() for t in saved.values())
 
 
-def test_the_state_can_be_gone_on_from(tmp_path):
+@pytest.mark.parametrize("loss", [{}, {"loss": "gdkd+kd", "kd_weight": "auto"}])
+def test_the_state_can_be_gone_on_from(tmp_path, loss):
     """With the image mended, the resumed run is the run that was never spoiled."""
     with pytest.raises(TrainingError, match="checkpoint-1"):
-        distil(tmp_path / "a", make(Normed), teacher=make(Spoiled, 1), data=spoiled_data((0, 0, 0), 99.0))
-    options = {"teacher": make(Spoiled, 1), "data": make_data()}
+        distil(tmp_path / "a", make(Normed), teacher=make(Spoiled, 1), data=spoiled_data((0, 0, 0), 99.0), **loss)
+    options = {"teacher": make(Spoiled, 1), "data": make_data()} | loss
     resumed = distil(tmp_path / "b", make(Normed, 8), resume=str(tmp_path / "a/checkpoint-1"), **options)
     whole = distil(tmp_path / "c", make(Normed), **options)
     torch.testing.assert_close(dict(resumed.model.state_dict()), dict(whole.model.state_dict()), rtol=0, atol=0)

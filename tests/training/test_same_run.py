@@ -33,6 +33,7 @@ def started(tmp_path_factory):
         ({"weight_decay": 0.1}, "weight_decay 0.0, and would go on with 0.1"),
         ({"optim": "adamw_torch"}, 'optim "sgd", and would go on with "adamw_torch"'),
         ({"temperature": 3.0}, "temperature null, and would go on with 3.0"),
+        ({"loss_options": {"k": 4}}, r'loss_options null, and would go on with \["k=4"\]'),
         ({"seed": 4}, "seed 3, and would go on with 4"),
         ({"per_device_train_batch_size": 6}, "12 samples an optimizer step, and would go on with 6"),
     ],
