@@ -41,6 +41,7 @@ from ..training.teacher import Teacher
 from .arguments.distill_flags import DistillArguments
 from .arguments.other_flags import analyze_parser
 from .evaluated_data import parse_data, trained_with
+from .pixel_analysis import analyze_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +73,8 @@ def parse_analysis(argv: Sequence[str] | None = None) -> tuple[Namespace, Distil
         options.teacher_revision = (settings.get("teacher_revision") or [None])[0]
     if options.teacher is None:
         raise InputError("there is no teacher: use --teacher, or --teacher_cache with a folder that was recorded.")
-    if wanted.task != CLASSIFICATION:
-        raise InputError(f"analyze is for {CLASSIFICATION}, and these models do {wanted.task}.")
+    if wanted.task != CLASSIFICATION and options.teacher_cache is not None:
+        raise InputError(f"a teacher cache is for {CLASSIFICATION}, and this is {wanted.task}: leave it out.")
     if not options.temperature > 0:
         raise InputError(f"temperature is {options.temperature}: use a number above 0.")
     return options, wanted
@@ -86,6 +87,8 @@ def analyze(options: Namespace, wanted: DistillArguments) -> dict[str, Any]:
         InputError: what cannot be loaded, matched, read or written.
     """
     check_output(Path(options.output_dir))
+    if wanted.task != CLASSIFICATION:
+        return analyze_pixels(options, wanted)
     state = PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
     device = torch.device(options.device or state.device)
     data = load_data(wanted.dataset, **wanted.data_options(), eval_only=True)

@@ -39,17 +39,18 @@ class Distribution:
     Args:
         num_classes: C, at least 3.
         temperature: T > 0 of the averages, the entropies and the masses.
+        unit: what is classified, for the words of a report: images or pixels.
 
     Raises:
         InputError: fewer classes, or a temperature that is not positive.
     """
 
-    def __init__(self, num_classes: int, temperature: float = 1.0) -> None:
+    def __init__(self, num_classes: int, temperature: float = 1.0, unit: str = "images") -> None:
         if num_classes < 3:
             raise InputError(f"there are {num_classes} classes, and a prediction without its largest entry needs 3.")
         if not temperature > 0:
             raise InputError(f"temperature is {temperature}: use a number above 0.")
-        self.num_classes, self.temperature = num_classes, temperature
+        self.num_classes, self.temperature, self.unit = num_classes, temperature, unit
         self.ks = range(1, min(MOST, num_classes - 1) + 1)
         square, each = (num_classes, num_classes), (num_classes,)
         shapes: dict[str, tuple[int, ...]] = {

@@ -96,7 +96,7 @@ def draw_entropies(by_name: dict[str, Distribution]) -> Figure:
             for (name, found), colour in zip(by_name.items(), (TEACHER, STUDENT, OTHER), strict=False):
                 edges = np.linspace(0, np.log(found.num_classes), HISTOGRAM + 1)
                 axes.stairs(found.sums["histograms"][place].numpy() / found.images, edges, color=colour, label=name)
-            axes.set(title=title, xlabel="entropy, nats", ylabel="share of the images")
+            axes.set(title=title, xlabel="entropy, nats", ylabel=f"share of the {found.unit}")
             axes.legend()
         return figure
 
@@ -116,7 +116,7 @@ def draw_calibration(by_name: dict[str, Distribution]) -> Figure:
                       markersize=4, label=f"{name}: ECE {ece:.3f}")  # fmt: skip
             right.stairs(count / count.sum(), edges, color=colour, label=name)
         left.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.02))
-        right.set(xlabel="confidence", ylabel="share of the images", xlim=(0, 1))
+        right.set(xlabel="confidence", ylabel=f"share of the {found.unit}", xlim=(0, 1))
         left.legend()
         right.legend()
         return figure

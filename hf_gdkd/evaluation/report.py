@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import Environment
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ..training.run_files import replacing
 from ..training.style import style
@@ -51,9 +52,18 @@ class Report:
         """Add a figure, which also becomes NAME.png; `alt` is what it shows, for those who do not see it."""
         with style():
             figure.savefig(data := io.BytesIO(), format="png")
-        width, height = (int(side * 96) for side in figure.get_size_inches())  # in CSS pixels
         self._pictures[name] = data.getvalue()
-        encoded = base64.b64encode(data.getvalue()).decode()
+        self._add_picture(data.getvalue(), figure.get_size_inches(), caption, alt)
+
+    def picture(self, path: Path, caption: str, alt: str) -> None:
+        """Add a picture that is a PNG in the report's folder already."""
+        with Image.open(path) as image:
+            inches = [side / image.info.get("dpi", (96, 96))[0] for side in image.size]
+        self._add_picture(path.read_bytes(), inches, caption, alt)
+
+    def _add_picture(self, data: bytes, inches: Sequence[float], caption: str, alt: str) -> None:
+        width, height = (int(side * 96) for side in inches)  # in CSS pixels
+        encoded = base64.b64encode(data).decode()
         self._add(kind="figure", data=encoded, caption=caption, alt=alt, width=width, height=height)
 
     def table(

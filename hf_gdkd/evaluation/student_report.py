@@ -56,14 +56,14 @@ def describe_student(
     numbers = {"agreement": found.numbers(), "predictions": {x: each.numbers() for x, each in distributions.items()}}
     labelled = bool(found.sums["labelled"])
     report.section("What the student did not learn")
-    _summarise(report, numbers)
+    summarise(report, numbers)
     report.figure(
         "agreement", draw_agreement(found, names),
         "The classes with the lowest agreement" + (", and who is right." if labelled else "."),
         "Horizontal bars, one for each class: the shares of its images on which teacher and student agree"
         + (", or which of them is right." if labelled else "."),
     )  # fmt: skip
-    report.table(*_by_class(found, names))
+    report.table(*by_class(found, names))
     pairs = [[names[a], names[b], count] for a, b, count in found.disagreements()]
     if pairs:
         report.table(
@@ -78,7 +78,7 @@ def describe_student(
     )  # fmt: skip
     numbers["most_different"] = [each._asdict() for each in found.most_different]
     if all(each.isfinite().all() for each in found.sums.values()):
-        numbers["correlations"] = _correlations(report, found)
+        numbers["correlations"] = correlations(report, found)
     if labelled:
         report.figure(
             "calibration-of-both", draw_calibration(dict(distributions)),
@@ -102,7 +102,8 @@ def spread(rows: Dataset, most: int) -> Dataset:
     return rows.select(np.linspace(0, len(rows) - 1, most).round().astype(int))
 
 
-def _summarise(report: Report, numbers: dict[str, Any]) -> None:
+def summarise(report: Report, numbers: dict[str, Any]) -> None:
+    """Add the numbers of both models, and where they agree: `predictions` by role, and `agreement`."""
     labels = {
         "top1": "top-1 accuracy", "top5": "top-5 accuracy", "nll": "negative log-likelihood, nats",
         "ece": "expected calibration error", "confidence": "mean confidence", "entropy": "entropy, nats",
@@ -120,7 +121,8 @@ def _summarise(report: Report, numbers: dict[str, Any]) -> None:
     )
 
 
-def _by_class(found: Differences, names: Sequence[str]) -> tuple[str, list[str], list[list[object]]]:
+def by_class(found: Differences, names: Sequence[str]) -> tuple[str, list[str], list[list[object]]]:
+    """Caption, columns and rows of a table of classes, the lowest agreement first."""
     counts, agreement = found.sums["images_of"].int().tolist(), 100 * found.agreement_of()
     columns, cases = ["class", "images", "agreement, %"], None
     if found.sums["labelled"]:
@@ -134,7 +136,8 @@ def _by_class(found: Differences, names: Sequence[str]) -> tuple[str, list[str],
     return "Agreement by class", columns, rows
 
 
-def _correlations(report: Report, found: Differences) -> dict[str, float]:
+def correlations(report: Report, found: Differences) -> dict[str, float]:
+    """Add how the logits of classes go together over the images; returns how far the models differ in that."""
     report.figure(
         "correlations", draw_correlations(found),
         "Correlation of the logits of each two classes over the images: where the difference is dark, the student puts "

@@ -34,14 +34,14 @@ def describe_teacher(
         names: the classes.
         augmented: its predictions for strongly augmented images, if there are any.
     """
-    both = {"images": found} | ({} if augmented is None else {"augmented images": augmented})
+    both = {found.unit: found} | ({} if augmented is None else {"augmented images": augmented})
     numbers = {name: each.numbers() for name, each in both.items()}
     renormalized = found.average("renormalized")
     groups, own_modes = clusters(renormalized), modes(renormalized)
     report.section("The teacher's predictions")
     _summarise(report, numbers)
     shown = ", ".join(short(names[i]) for i in chosen_classes(found))
-    grouped = "each class's images" if found.labelled else "the images for which each class is predicted"
+    grouped = f"each class's {found.unit}" if found.labelled else f"the {found.unit} for which each class is predicted"
     report.figure(
         "predictions", draw_predictions(found, names),
         f"Average prediction for {grouped}, at temperature {found.temperature:g}; the three largest entries in colour.",
@@ -70,7 +70,7 @@ def describe_teacher(
         "mass", draw_mass(both),
         "Mean probability of the k largest classes; circles: the knee, where the curve stands highest above the line "
         "from its first to its last point.",
-        f"The mean mass of the k largest classes over k; its knee is at k = {numbers['images']['knee']}.",
+        f"The mean mass of the k largest classes over k; its knee is at k = {numbers[found.unit]['knee']}.",
     )  # fmt: skip
     rows = [[k, *(each.mass[k - 1] for each in both.values())] for k in found.ks]
     report.table("Mean probability of the k largest classes", ["k", *both], rows)
@@ -118,7 +118,7 @@ def _classes(
     found: Distribution, names: Sequence[str], own_modes: Sequence[Sequence[tuple[int, float]]]
 ) -> tuple[str, list[str], list[list[object]]]:
     counts = found.sums["images_of"].int().tolist()
-    columns = ["class", "images"] + (["accuracy, %"] if found.labelled else [])
+    columns = ["class", found.unit] + (["accuracy, %"] if found.labelled else [])
     columns += ["confidence, %", "entropy", "entropy without top-1", "modes of the rest"]
     accuracy, confidence = 100 * found.accuracies(), 100 * found.of_classes("confidence_of")
     entropy, rest = found.of_classes("entropy"), found.of_classes("rest_entropy")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate import PartialState
-from digit_models import save
+from digit_models import save, save_segmenter
 from matplotlib.figure import Figure
 from transformers import ViTImageProcessor
 
@@ -19,11 +20,12 @@ from hf_gdkd.data.loading import load_data
 from hf_gdkd.data.teacher_cache import TeacherCache
 from hf_gdkd.data.views import View
 from hf_gdkd.errors import InputError
-from hf_gdkd.evaluation import student_report, teacher_report
+from hf_gdkd.evaluation import segmentation_report, student_report, teacher_report
 from hf_gdkd.evaluation.measurement import measure_teacher
 from hf_gdkd.evaluation.metrics import classification_metrics, log_softmax
 from hf_gdkd.evaluation.views_report import same_crops
 from hf_gdkd.scripts import analyze, cache, evaluate
+from hf_gdkd.tasks import semantic_segmentation
 from hf_gdkd.training.teacher import Teacher
 
 
@@ -171,3 +173,39 @@ def leaves(value, path=()):
     else:
         for key, each in inner:
             yield from leaves(each, (*path, str(key)))
+
+
+def test_segmenters_by_pixel(folder, monkeypatch):
+    """The same numbers as evaluate.py, and the pixels' as computed from the logits one image after the other."""
+    monkeypatch.setattr(segmentation_report, "PIXELS", 10**6)  # all of them
+    kept, load = [], semantic_segmentation.load_segmentation
+
+    def few(*args, **options):
+        data = load(*args, **options)
+        data.eval = data.eval.select(range(6))
+        kept.append(data)
+        return data
+
+    monkeypatch.setattr(semantic_segmentation, "load_segmentation", few)
+    for name, seed in (("seg-teacher", 0), ("seg-student", 1)):
+        save_segmenter(folder / name, seed)
+    words = ["--teacher", "seg-teacher", "--task", "semantic-segmentation", "--dataset", "digit-scenes"]
+    found = analyze.main([*words, "--student", "seg-student", "--output_dir", "report"])
+    judged = evaluate.main([*words, "--model", "seg-student", "--output", "evaluation.json"])
+    own = found["comparison"]
+    assert own["measured"]["teacher"]["iou"] == judged["teacher"]["iou"]
+    assert own["measured"]["student"]["mean_iou"] == judged["model"]["mean_iou"]
+    assert own["agreement"]["agreement"] == pytest.approx(judged["model"]["agreement"])
+    for role, name in (("teacher", "teacher"), ("student", "model")):
+        assert own["predictions"][role]["top1"] == pytest.approx(judged[name]["pixel_accuracy"])
+    masks = np.concatenate([np.asarray(mask).ravel() for mask in kept[0].eval["labels"]])
+    assert found["pixels"] == (masks != 255).sum() and Path("report/maps.png").is_file()
+    page = Path("report/index.html").read_text()
+    assert "Intersection over union by class" in page and page.count("data:image/png") >= 9
+
+
+def test_few_pixels_are_spread_over_those_with_a_label(monkeypatch):
+    monkeypatch.setattr(segmentation_report, "PIXELS", 3)
+    labels = torch.tensor([[255, 0, 1], [2, 255, 3], [4, 5, 255]])
+    assert segmentation_report.spread_pixels(labels).tolist() == [1, 3, 7]
+    assert segmentation_report.spread_pixels(torch.full((2, 2), 255)).tolist() == []

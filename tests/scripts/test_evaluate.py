@@ -7,10 +7,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-import torch
 from accelerate import PartialState
-from digit_models import save
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from digit_models import save, save_segmenter
 
 from hf_gdkd.errors import InputError
 from hf_gdkd.scripts import evaluate
@@ -112,15 +110,6 @@ def test_two_processes_find_what_one_finds(student):
     two = json.loads(Path("two.json").read_text())
     for role, numbers in one.items():
         assert two[role] | {"images_per_second": 0} == numbers | {"images_per_second": 0}
-
-
-def save_segmenter(folder, seed):
-    config = AutoConfig.from_pretrained(ROOT / "scripts/demo/scene-student", num_labels=11)
-    config.id2label = dict(enumerate(["background", *"0123456789"]))
-    torch.manual_seed(seed)
-    AutoModelForSemanticSegmentation.from_config(config).save_pretrained(folder)
-    AutoImageProcessor.from_pretrained(ROOT / "scripts/demo/scene-student").save_pretrained(folder)
-    return str(folder)
 
 
 def test_segmenters_are_measured_by_their_training_s_task(folder, capsys):

@@ -1,0 +1,132 @@
+"""The report of segmenters: what is said of images for classifiers, of pixels, with maps and the IoU of each class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from datasets import Dataset
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data.masks import IGNORE
+from ..training.label_maps import logits_at
+from .differences import Differences
+from .distribution import Distribution
+from .distribution_figures import draw_calibration
+from .passes import Answers
+from .report import Report
+from .segmentation_measurement import Seen, Segmenter
+from .segmentation_pictures import draw_segmentation
+from .student_figures import draw_agreement
+from .student_report import by_class, correlations, summarise
+
+PIXELS = 2000  # of an image
+
+
+@torch.no_grad()
+def pixel_answers(
+    models: Mapping[str, Segmenter], rows: Dataset, *, window: int | None = None, device: torch.device | str = "cpu"
+) -> Iterator[Answers]:
+    """What segmenters answer at pixels that have a label: of each image 2,000 at most, evenly spread over these.
+
+    Logits are resized bilinearly to the mask. The processes of torch.distributed share the images.
+    """
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    seen = Seen(rows, [each.view for each in models.values()])
+    for each in models.values():
+        each.model.to(device).eval()
+    for index in tqdm(range(rank, len(rows), processes), desc="analysing", leave=False, disable=rank > 0 or None):
+        pixels, labels = seen[index]
+        places = spread_pixels(labels)
+        if len(places):
+            logits = {
+                name: logits_at(each.logits(own[None], window), tuple(labels.shape))[0].flatten(1).T.cpu()[places]
+                for (name, each), own in zip(models.items(), pixels, strict=True)
+            }
+            yield Answers([index] * len(places), logits, labels.flatten()[places].long())
+
+
+def spread_pixels(labels: Tensor) -> Tensor:
+    """The places, in the flat mask (H, W), of at most 2,000 pixels that have a label."""
+    places = (labels.flatten() != IGNORE).nonzero().flatten()
+    if len(places) <= PIXELS:
+        return places
+    return places[torch.linspace(0, len(places) - 1, PIXELS).round().long()]
+
+
+def describe_segmenters(
+    report: Report,
+    folder: Path,
+    measured: Mapping[str, Mapping[str, Any]],
+    distributions: Mapping[str, Distribution],
+    found: Differences | None,
+    models: Mapping[str, Segmenter],
+    rows: Dataset,
+    names: Sequence[str],
+    *,
+    palette: Sequence[Sequence[int]] | None = None,
+    window: int | None = None,
+) -> dict[str, Any]:
+    """Add maps, the IoU of each class and, with a student, where the two differ; returns the numbers.
+
+    Args:
+        report: what is added to.
+        folder: that of the report, in which the maps are drawn.
+        measured: the numbers of each model by its role, as `measure_segmenters` gives them.
+        distributions: of the pixels, by role.
+        found: how the models differ at the pixels; None without a student.
+        models: teacher and student by role.
+        rows: samples with `image` and `labels` (the mask).
+        names: the classes.
+        palette, window: as in `draw_segmentation`.
+    """
+    report.section("Maps")
+    student = models.get("student")
+    draw_segmentation(
+        folder / "maps.png", rows, student or models["teacher"], names, window=window, palette=palette,
+        teacher=models["teacher"] if student else None,
+    )  # fmt: skip
+    report.picture(
+        folder / "maps.png", "Images, masks, the answers, and where they are wrong or differ.",
+        f"Rows of images with their masks and the answers of {' and '.join(models)}.",
+    )  # fmt: skip
+    keys = {"mean_iou": "mean IoU", "pixel_accuracy": "pixel accuracy", "agreement": "agreement with the teacher"}
+    rows_of = [
+        [text, *(each.get(key) for each in measured.values())]
+        for key, text in keys.items()
+        if any(key in each for each in measured.values())
+    ]
+    report.table("All labelled pixels", ["measure", *measured], rows_of)
+    iou = [[name, *(_percent(each["iou"][name]) for each in measured.values())] for name in names]
+    report.table("Intersection over union by class", ["class", *(f"{role}, %" for role in measured)], iou)
+    numbers = {"measured": {role: dict(each) for role, each in measured.items()}}
+    if found is None:
+        return numbers
+    numbers["agreement"] = found.numbers()
+    numbers["predictions"] = {role: each.numbers() for role, each in distributions.items()}
+    report.section("What the student did not learn")
+    summarise(report, numbers)
+    report.figure(
+        "agreement", draw_agreement(found, names),
+        "The classes with the lowest agreement, and who is right.",
+        "Horizontal bars, one for each class: the shares of its pixels for which both, one or none is right.",
+    )  # fmt: skip
+    report.table(*by_class(found, names))
+    pairs = [[names[a], names[b], count] for a, b, count in found.disagreements()]
+    if pairs:
+        report.table("What they say where they differ", ["teacher", "student", "pixels"], pairs, words=["student"])
+    numbers["correlations"] = correlations(report, found)
+    report.figure(
+        "calibration-of-both", draw_calibration(dict(distributions)),
+        "How often predictions of each confidence are right: below the dotted line a model is too sure.",
+        "A calibration diagram of teacher and student beside a histogram of their confidence.",
+    )  # fmt: skip
+    return numbers
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
