@@ -1,3 +1,5 @@
+from .differences import Differences as Differences
+from .distribution import Distribution as Distribution
 from .evaluate_metrics import Agreement as Agreement
 from .evaluate_metrics import ImageClassification as ImageClassification
 from .measurement import measure as measure
@@ -7,6 +9,7 @@ from .measurement import side_by_side as side_by_side
 from .metrics import agreement as agreement
 from .metrics import classification_metrics as classification_metrics
 from .metrics import compute_metrics as compute_metrics
+from .report import Report as Report
 from .segmentation import ConfusionMatrix as ConfusionMatrix
 from .segmentation import SegmentationMetrics as SegmentationMetrics
 from .segmentation import segmentation_metrics as segmentation_metrics
