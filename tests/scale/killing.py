@@ -30,13 +30,15 @@ from hf_gdkd import GDKDConfig, GDKDTrainer, Teacher
 from hf_gdkd.commands.running import quiet, run
 from hf_gdkd.data import Augmented, TrainTransform, View, collate
 from hf_gdkd.data.teacher_cache import TeacherCache
+from hf_gdkd.training.balance import Balance
 from hf_gdkd.training.cached_teacher import CachedTeacher
 from hf_gdkd.training.checkpoints import is_complete
 from hf_gdkd.training.ema import EMA
 
 SEED = 20
 OPTIONS = {
-    "loss": "gdkd", "k": 2, "kd_warmup_epochs": 1.5, "num_train_epochs": 2, "per_device_train_batch_size": 4,
+    "loss": "gdkd+kd", "k": 2, "kd_weight": "auto", "kd_warmup_epochs": 1.5, "num_train_epochs": 2,
+    "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 2, "learning_rate": 3e-3, "lr_scheduler_type": "cosine", "warmup_steps": 2,
     "label_smoothing_factor": 0.1, "eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 3,
     "save_total_limit": 1, "logging_steps": 2, "report_to": "none", "disable_tqdm": True, "use_cpu": True,
@@ -48,6 +50,7 @@ BREAKS = {
     "epoch of the augmentation": lambda: setattr(Augmented, "set_epoch", lambda *a: None),
     "optimizer and schedule": lambda: setattr(GDKDTrainer, "_load_optimizer_and_scheduler", lambda *a: None),
     "moving average": lambda: setattr(EMA, "load", lambda *a: None),
+    "automatic weights": lambda: setattr(Balance, "_load_from_state_dict", lambda *a: None),
     "data order": lambda: OPTIONS.update(ignore_data_skip=True),
 }
 
