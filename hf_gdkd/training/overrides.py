@@ -21,6 +21,7 @@ OVERRIDDEN = (
     "_load_from_checkpoint",
     "_load_optimizer_and_scheduler",
     "_prepare_for_training",
+    "_prepare_inputs",
     "_push_from_checkpoint",
     "_save",
     "_save_checkpoint",
