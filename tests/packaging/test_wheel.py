@@ -75,7 +75,7 @@ def test_a_student_is_trained_from_an_empty_folder(installed, tmp_path):
 def test_the_demo_runs_from_an_empty_folder(installed, tmp_path):
     """Its first model, at least: the demo's own test runs it all."""
     code = (
-        "from pathlib import Path; from hf_gdkd.scripts import demo; "
-        "print(demo.train(Path('demo'), 'teacher', 'ce', '0.05')['parameters'])"
+        "from pathlib import Path; from hf_gdkd.scripts import demo; classified = demo.DEMOS['image-classification']; "
+        "print(demo.train(classified, Path('demo'), 'teacher', 'ce', '0.05')['parameters'])"
     )
     assert call(installed / "python", "-c", code, cwd=tmp_path).splitlines()[-1] == "395554"
