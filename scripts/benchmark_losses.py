@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hf_gdkd.losses import LOSSES, build_loss
+from hf_gdkd.scripts.benchmarks.rows import cpu_name
 
 SHAPES = [(256, 1000), (64, 100), (128, 21841), (65536, 19), (4, 19, 128, 256)]
 MODES = ["eager", "compiled", "ragged", "classes"]
@@ -176,12 +177,6 @@ def provenance(device: str) -> dict[str, str | int]:
         "commit": git.stdout.strip() or "unknown",
         "date": datetime.date.today().isoformat(),
     }
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def table(rows: list[dict]) -> str:

@@ -52,8 +52,7 @@ class Picture:
     def decoded(self, reduction: int = 1) -> PILImage.Image:
         """RGB; a JPEG at 1 / reduction of its width and height."""
         if reduction not in self._decoded:
-            words = (self.stored, self.what) if reduction == 1 else (self.stored, self.what, reduction)
-            self._decoded[reduction] = open_image(*words)
+            self._decoded[reduction] = open_image(self.stored, self.what, reduction)
         return self._decoded[reduction]
 
     def crop(self, top: int, left: int, height: int, width: int, *, least: int | None = None) -> PILImage.Image:

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..data.masks import IGNORE
 from ..errors import InputError
 from ..losses import DistillationLoss, FeatureLoss
 
-IGNORE = 255
 AUXILIARY = "auxiliary heads"
 
 Size = tuple[int, int] | None
