@@ -20,7 +20,7 @@ from ..errors import InputError
 BINS = 15  # of confidence, as in `classification_metrics`
 MOST = 20  # largest k whose mass is summed
 HISTOGRAM = 40  # bins of the entropies, from 0 to log(C)
-PIECE = 1024  # images at a time
+PIECE = 256  # images at a time
 
 
 class Distribution:

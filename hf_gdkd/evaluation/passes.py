@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from PIL import Image as PILImage
-from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Samples
 from tqdm.auto import tqdm
 
 from ..data.datasets import collate
 from ..data.decoding import to_rgb
-from ..data.teacher_cache import TeacherCache
 from ..data.views import View
 from ..training.dataloader_workers import default_workers
 from ..training.teacher import Teacher
-
-PIECE = 2048  # records read at a time
-
-
-class Answers(NamedTuple):
-    """Some images: their numbers in the data, logits (N, C) of each model by its key, and labels (N) if any."""
-
-    rows: Sequence[int]
-    logits: dict[str, Tensor]
-    labels: Tensor | None
+from .cached_answers import Answers
 
 
 class OwnViews:
@@ -81,18 +70,3 @@ def answers(
     for rows, batch in zip(batches, progress, strict=True):
         logits = {key: model({"pixel_values": batch[key].to(device)}).float().cpu() for key, model in models.items()}
         yield Answers(rows, logits, batch.get("labels"))
-
-
-def cached_answers(cache: TeacherCache, rows: Sequence[int], labels: Tensor | None) -> Iterator[Answers]:
-    """What a cache holds of the first view of these rows, with their labels; rows that are not recorded are left out.
-
-    Processes share the rows.
-    """
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    for start in range(rank * PIECE, len(rows), processes * PIECE):
-        numbers = list(rows[start : start + PIECE])
-        logits, known = cache.read(numbers, [0] * len(numbers))
-        intact = torch.from_numpy(known)
-        own = None if labels is None else labels[start : start + PIECE][intact]
-        places = (start + intact.nonzero().flatten()).tolist()
-        yield Answers(places, {"teacher": torch.from_numpy(logits)[intact]}, own)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from difflib import get_close_matches
 
-import timm
-
 from ..errors import InputError
 from . import cifar, segmentation_networks
 
@@ -47,6 +45,8 @@ def resolve_name(name: str) -> str:
         return SEGMENTATION + segmentation_networks.canonical(name[len(SEGMENTATION) :])
     if name in SHORT_NAMES:
         return SHORT_NAMES[name]
+    import timm  # takes seconds and 150 MB, and what is above does without
+
     if timm.is_model(name.removeprefix("timm/")):
         architecture = name.removeprefix("timm/")
         try:

@@ -10,15 +10,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ...errors import InputError, first_sentence
 from ...losses.combined import name_and_options
-from ...training.config import GDKDConfig
 from ...training.loss_options import as_dict, as_words
 from .distill_flags import TRAINING_DEFAULTS, DistillArguments
+
+if TYPE_CHECKING:  # it imports the whole of training, which the flags of the other commands do without
+    from ...training.config import GDKDConfig
 
 # What only a flag may set, never a file, which may come from elsewhere: code that runs, where files and results go,
 # secrets, and what replaces or continues a run.
@@ -39,6 +41,8 @@ def read_settings(path: str) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, an unknown name, or one that only a flag may set.
     """
+    from ...training.config import GDKDConfig
+
     path = os.path.expanduser(path)
     try:
         with open(path, encoding="utf-8") as file:
@@ -94,6 +98,8 @@ def as_flags(settings: Mapping[str, Any]) -> list[str]:
 
 def run_settings(script: DistillArguments, args: GDKDConfig) -> dict[str, Any]:
     """The settings of a run that differ from the libraries' defaults, and its loss; `--config` repeats the run."""
+    from ...training.config import GDKDConfig
+
     given = asdict(script) | args.to_dict()
     plain = GDKDConfig(loss=args.loss, use_cpu=args.use_cpu).to_dict()  # without use_cpu, CPU processes are refused
     default = asdict(DistillArguments()) | plain | {"use_cpu": False}
