@@ -35,10 +35,11 @@ from hf_gdkd.evaluation.measurement import measure_teacher
 from hf_gdkd.models.loading import load_processor, pin_revision, possible_init
 from hf_gdkd.tasks.registry import task_of
 from hf_gdkd.tasks.task import Source
+from hf_gdkd.training.auto_loss import settings_of_loss
 from hf_gdkd.training.config import GDKDConfig
 from hf_gdkd.training.run_files import SettingsWriter, read_run_settings
 from hf_gdkd.training.run_folder import checkpoint_to_resume, in_use
-from hf_gdkd.training.same_run import check_same_run
+from hf_gdkd.training.same_run import check_same_run, keep_found
 from hf_gdkd.training.teacher import Ensemble
 from hf_gdkd.training.trainer import GDKDTrainer
 
@@ -71,9 +72,12 @@ def distil(script: DistillArguments, args: GDKDConfig, command: str, start_up: S
     script.dataset_revision = data.revision
     check_storage(script, args)
     set_views(script, args, 0 if script.streaming else len(data.train))
+    earlier = checkpoint and read_run_settings(Path(checkpoint).parent)
+    if earlier:
+        keep_found(args, earlier)
     settings = run_settings(script, args)
-    if checkpoint is not None:
-        check_same_run(settings, read_run_settings(Path(checkpoint).parent) or settings)
+    if earlier:
+        check_same_run(settings, earlier)
 
     name_classes(script, data)
     student = task.load_student(source, data.label_names, script.student_init)
@@ -98,7 +102,7 @@ def distil(script: DistillArguments, args: GDKDConfig, command: str, start_up: S
     )
     if script.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(script.early_stopping_patience))
-    trainer.add_callback(SettingsWriter(args.output_dir, settings))
+    trainer.add_callback(SettingsWriter(args.output_dir, settings | settings_of_loss(trainer.args)))
     if script.profile:
         trainer.add_callback(start_up)
     resume = checkpoint or args.resume_from_checkpoint

@@ -21,7 +21,12 @@ def losses_listing() -> str:
         "its weight, and --kd_weight auto lets training find the weights that are unset.",
         "",
     )
-    return "\n".join([losses, "", "ce: the cross-entropy alone, without a teacher.", *several])
+    auto = _wrap(
+        "auto: what is recommended for the student (CNN or transformer), the number of classes and the training; a run "
+        "prints and records the settings that it stands for.",
+        "",
+    )
+    return "\n".join([losses, "", "ce: the cross-entropy alone, without a teacher.", *auto, *several])
 
 
 def _describe(name: str, cls: type[DistillationLoss]) -> str:

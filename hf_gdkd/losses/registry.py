@@ -82,6 +82,8 @@ def register_loss(name: str, cls: type[DistillationLoss]) -> None:
         raise InputError(f"{cls!r} cannot be registered as {name!r}: expected a subclass of DistillationLoss.")
     if not re.fullmatch(r"[\w-]+", name):
         raise InputError(f"a loss cannot be called {name!r}: use letters, digits, _ and -, as + joins losses.")
+    if name in ("auto", "ce"):
+        raise InputError(f"the name {name!r} is taken by --loss {name}: choose another.")
     if (taken := (LOSSES | FEATURE_LOSSES).get(name, cls)) is not cls:
         raise InputError(f"the name {name!r} is taken by {taken.__name__}: choose another.")
     LOSSES[name] = cls

@@ -116,6 +116,7 @@ def write_card(
         hardware=hardware(args.device),
         loss=args.loss,
         losses=[] if distillation_loss is None else _losses(args, distillation_loss, len(data.label_names or [])),
+        auto_notes=args.auto_notes,
         on_hub=repo is not None,
         ce_weight=args.ce_weight,
         kd_weight=args.kd_weight,

@@ -155,6 +155,17 @@ class CachedTeacher(TrainerCallback):
         self.flush()
 
 
+def check_caches(teacher: object, loss: DistillationLoss | None, name: str) -> None:
+    """Refuse a loss of that name that needs more than the caches of a trainer's teacher, or teachers, hold.
+
+    Raises:
+        InputError: as `check_enough`.
+    """
+    for each in getattr(teacher, "teachers", [teacher]):
+        if isinstance(each, CachedTeacher):
+            check_enough(each.cache.dtype, loss, name)
+
+
 def check_enough(dtype: str, loss: DistillationLoss | None, name: str) -> None:
     """Refuse a loss that needs more than a cache of this dtype holds.
 

@@ -48,9 +48,8 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
     def __post_init__(self) -> None:
         self.loss, given = name_and_options(self.loss)
         self.loss_options = as_words(given | as_dict(self.loss_options)) or None
-        default_ce, default_kd = LOSS_WEIGHTS.get(self.loss, (1.0, 1.0))
-        self.ce_weight = default_ce if self.ce_weight is None else self.ce_weight
-        self.kd_weight = checked_weight("kd_weight", default_kd if self.kd_weight is None else self.kd_weight)
+        if self.kd_weight is not None:
+            self.kd_weight = checked_weight("kd_weight", self.kd_weight)
         check_ranges(self)
         if self.teacher_dtype not in (None, *TEACHER_DTYPES):
             raise InputError(f"teacher_dtype is {self.teacher_dtype!r}: choose one of {', '.join(TEACHER_DTYPES)}.")
@@ -59,11 +58,9 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
                 f"hub_strategy is {str(self.hub_strategy)!r}: choose one of {', '.join(HUB_STRATEGIES)}; "
                 "checkpoints are not pushed, because they hold pickles."
             )
-        self._check_elements(loss := self.build_loss())
-        if loss is not None:
-            found_weights(self.loss, loss, self.kd_weight)
-        if self.record_gradients:
-            check_has_gradients(loss, self.loss)
+        self.auto_notes: list[str] = []  # what a trainer found in the place of "auto"
+        if self.loss != "auto":
+            self.complete_loss()
         workers_unset = self.dataloader_num_workers is None  # TrainingArguments compares it with numbers
         self.dataloader_num_workers = 1 if workers_unset else self.dataloader_num_workers
         with naming_arguments(self):
@@ -94,6 +91,29 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
                     f"of {self.world_size}, or leave split_batches out."
                 )
 
+    def own_copy(self) -> GDKDConfig:
+        """A copy whose `auto` a trainer may resolve; without any, this itself."""
+        if self.loss != "auto":
+            return self
+        copied = object.__new__(type(self))
+        copied.__dict__ |= self.__dict__  # copy.copy would leave the Hub token out
+        return copied
+
+    def complete_loss(self) -> None:
+        """Set the weights that are unset to those of the loss, and check its options.
+
+        Raises:
+            InputError: a value that is out of range, or an option that the loss does not take.
+        """
+        default_ce, default_kd = LOSS_WEIGHTS.get(self.loss, (1.0, 1.0))
+        self.ce_weight = default_ce if self.ce_weight is None else self.ce_weight
+        self.kd_weight = default_kd if self.kd_weight is None else self.kd_weight
+        self._check_elements(loss := self.build_loss())
+        if loss is not None:
+            found_weights(self.loss, loss, self.kd_weight)
+        if self.record_gradients:
+            check_has_gradients(loss, self.loss)
+
     def _check_elements(self, loss: DistillationLoss | None) -> None:
         """Refuse what is about single pixels, or images, where the loss does not compare logits one by one."""
         on_logits = [each for each in (loss.members.values() if loss else ()) if not isinstance(each, FeatureLoss)]
@@ -119,12 +139,14 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
         return flags | as_dict(self.loss_options)
 
     def build_loss(self) -> DistillationLoss | None:
-        """The distillation loss; None for "ce".
+        """The distillation loss; None for "ce", and for "auto" until a trainer has found what it stands for.
 
         Raises:
             InputError: unknown loss, an option that the loss does not take, or a value out of range.
         """
         options = self.set_loss_options()
+        if self.loss == "auto":
+            return None
         if self.loss != "ce":
             if is_auto(self.kd_weight) and "+" in self.loss:
                 options.setdefault("weight", self.kd_weight)  # of every part without a weight of its own

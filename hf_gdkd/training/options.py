@@ -54,7 +54,7 @@ class LossOptions:
 
     loss: str = _option(
         "gdkd",
-        "gdkd, gdkd3, dkd, kd, dist, fitnet, ...; several: gdkd+fitnet; ce: no teacher. See `hf-gdkd losses`.",
+        "gdkd, kd, dist, fitnet, ...; several: gdkd+fitnet; auto: recommended; ce: no teacher. See `hf-gdkd losses`.",
     )
     loss_options: list[str] | None = _option(
         None, "Further options, of one of several losses (gdkd.k=3 fitnet.weight=30) or of a loss of your own."

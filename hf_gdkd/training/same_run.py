@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import InputError
 from .config import GDKDConfig
+from .loss_options import as_dict, as_words
 from .options import LOSS_OPTIONS
 
 ARGUMENTS_FILE = "arguments.json"
@@ -60,6 +61,23 @@ def check_same_run(settings: Mapping[str, Any], earlier: Mapping[str, Any]) -> N
             "--gradient_accumulation_steps so that their product with the number of processes stays, or begin anew in "
             "another --output_dir."
         )
+
+
+def keep_found(args: GDKDConfig, earlier: Mapping[str, Any]) -> None:
+    """Put what a run found when it began in the place of `auto` in the arguments with which it resumes.
+
+    Args:
+        args: what is set beside `auto` stays.
+        earlier: the settings of the run.
+    """
+    if args.loss != "auto" or "loss" not in earlier:
+        return
+    for name in ("loss", "ce_weight", "kd_weight", *LOSS_OPTIONS):
+        if getattr(args, name) in (None, "auto"):
+            setattr(args, name, earlier.get(name))
+    args.loss_options = as_words(as_dict(earlier.get("loss_options")) | as_dict(args.loss_options)) or None
+    args.complete_loss()
+    args.auto_notes = ["loss auto was resolved when the run began."]
 
 
 def write_arguments(checkpoint: str | Path, args: GDKDConfig, kept: Mapping[str, Any]) -> None:

@@ -14,9 +14,10 @@ from ..errors import InputError
 from ..losses import DistillationLoss
 from ..models.kinds import kind_of
 from ..models.segmentation import segment
+from .auto_loss import resolve
 from .balance import Balance, BalanceSteps, found_weights, total
 from .batches import COLUMNS, BatchTrainer
-from .cached_teacher import CachedTeacher, check_enough
+from .cached_teacher import CachedTeacher, check_caches
 from .config import GDKDConfig
 from .distributed import check_engine, name_blocks, place_teacher
 from .label_maps import AUXILIARY, StepSize, check_alike, ignore_index_of, logits_at, size_of_map, summed_ce, summed_ces
@@ -99,7 +100,7 @@ class GDKDTrainer(BatchTrainer):
         args: GDKDConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        args = GDKDConfig() if args is None else args
+        args = (GDKDConfig() if args is None else args).own_copy()  # `auto` is resolved for this trainer alone
         check_arguments(args, kwargs)
         smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0  # Trainer's own wants a config
         super().__init__(model, args, **kwargs)
@@ -129,8 +130,9 @@ class GDKDTrainer(BatchTrainer):
         name_blocks(self.accelerator, self.model)
         self._check_data()
         self._ignore_index = ignore_index_of(self.model)
+        self._prepare_teacher()
+        resolve(self)
         loss = self._make_loss()
-        self._prepare_teacher(loss)
         weighted = (self.args.loss, loss, self.args.kd_weight)
         made_for = (self.model, self.args.set_loss_options(), self.args.ce_weight, *weighted[::2])
         if self._made_for != made_for:
@@ -150,7 +152,7 @@ class GDKDTrainer(BatchTrainer):
         self.replace_projections(*losses, *balance)
 
     def _make_loss(self) -> DistillationLoss | None:
-        """The distillation loss of the present arguments, checked against the student's classes."""
+        """The distillation loss of the present arguments, checked against the student's classes and the teacher."""
         loss = self.args.build_loss()
         if (self.teacher is None) != (loss is None):
             raise InputError(
@@ -162,16 +164,16 @@ class GDKDTrainer(BatchTrainer):
         if weights and student not in (None, len(weights)):
             raise InputError(f"there are {len(weights)} class_weights and {student} classes: pass one for each class.")
         self.class_weights = weights and torch.tensor(weights, device=self.args.device)
+        check_caches(self.teacher, loss, self.args.loss)
+        if loss is not None and (num_labels := student or self.teacher.num_labels) is not None:
+            loss.check_num_classes(num_labels)
         return loss
 
-    def _prepare_teacher(self, loss: DistillationLoss | None) -> None:
+    def _prepare_teacher(self) -> None:
         """Match the teacher to the present student and data, and put it on the run's device."""
         if self.teacher is None:
             return
         check_apart(self.teacher, self.model)
-        for each in getattr(self.teacher, "teachers", [self.teacher]):
-            if isinstance(each, CachedTeacher):
-                check_enough(each.cache.dtype, loss, self.args.loss)
         view = student_view(self.train_dataset, self.processing_class, self.model) if self._to_match else None
         for each in self._to_match:
             match_to_student(each, self.model, view)
@@ -182,8 +184,6 @@ class GDKDTrainer(BatchTrainer):
                 f"the teacher has {teacher} classes and the student {student}, so their logits cannot be compared: "
                 "choose a teacher fine-tuned on this data set, or set the student's num_labels."
             )
-        if (num_labels := student or teacher) is not None:
-            loss.check_num_classes(num_labels)
 
     def _set_signature_columns_if_needed(self) -> None:
         """What `remove_unused_columns` leaves: all that student, loss and teacher read."""

@@ -145,9 +145,9 @@ def _check_label_free(script: DistillArguments, args: GDKDConfig) -> None:
         raise InputError("--label_free takes the classes of one teacher: name one --teacher.")
     if script.label_map is not None:
         raise InputError("--label_free keeps the teacher's own classes: leave --label_map out.")
-    if args.ce_weight > 0:
+    if (args.ce_weight or 0) > 0:
         raise InputError(f"--label_free has no cross-entropy, but ce_weight is {args.ce_weight}: leave it out.")
-    if args.build_loss().needs_labels:
+    if (loss := args.build_loss()) is not None and loss.needs_labels:
         what, instead = _instead(args, lambda each: each.needs_labels)
         raise InputError(f"{what} needs labels, and --label_free has none: {instead}.")
 
