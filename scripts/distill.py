@@ -28,6 +28,7 @@ from hf_gdkd.commands.build import training_data
 from hf_gdkd.commands.finishing import finish
 from hf_gdkd.commands.running import quiet, run
 from hf_gdkd.commands.start_up import StartUp
+from hf_gdkd.commands.student import build_student
 from hf_gdkd.commands.teachers import check_storage, name_classes, prepare_teachers, set_views
 from hf_gdkd.data.datasets import collate
 from hf_gdkd.data.segmentation_views import view_of
@@ -80,7 +81,7 @@ def distil(script: DistillArguments, args: GDKDConfig, command: str, start_up: S
         check_same_run(settings, earlier)
 
     name_classes(script, data)
-    student = task.load_student(source, data.label_names, script.student_init)
+    student = build_student(script, source, data.label_names, resumes=checkpoint is not None)
     processor = load_processor(script.student, init=script.student_init, **source.options)
     task.finish_processor(processor, data)
     view = view_of(processor, student)

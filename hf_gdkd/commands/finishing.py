@@ -116,15 +116,18 @@ def _reported(what: str) -> Iterator[None]:
 
 
 def _origin(script: DistillArguments, command: str) -> Origin:
-    """Where the student comes from, for the card; its license is that of the student it started from."""
-    pretrained, license = script.student_init == "pretrained", script.license
-    if license is None and pretrained and not Path(script.student).is_dir():
-        license = license_of(resolve_name(script.student), script.student_revision)
+    """Where the student comes from, for the card; its license is that of the weights it started from."""
+    origin = Origin(
+        script.student, script.student_init == "pretrained", script.teachers(), script.student_revision,
+        script.dataset_revision, script.license, command, label_free=script.label_free, task=script.task,
+        from_teacher=script.student_init == "teacher",
+    )  # fmt: skip
+    if origin.license is None and origin.start is not None and not Path(origin.start).is_dir():
+        revision = script.student_revision if origin.pretrained else script.teachers()[0][1]
+        origin.license = license_of(resolve_name(origin.start), revision)
     files = {"teacher": script.teacher, "student": [script.student], "label_map": script.label_map}
     files |= {name: [getattr(script, name) or ""] for name in ("loss_file", "id2label", "palette")}
     files["dataset"] = [] if script.dataset in EMBEDDED else [script.dataset]
     local = [flag for flag, names in files.items() if any(name and Path(name).exists() for name in names or ())]
-    return Origin(
-        script.student, pretrained, script.teachers(), script.student_revision, script.dataset_revision, license,
-        command, local, script.label_free, script.task,
-    )  # fmt: skip
+    origin.local_flags = local
+    return origin

@@ -121,7 +121,7 @@ def load_matched(
     name, revision = script.teachers()[i]
     source = {"revision": revision, "trust_remote_code": script.trust_remote_code}
     teacher = Teacher.load(name, kind=task_of(script.task).kind, dtype=args.teacher_dtype, pixels=_pixels(i), **source)
-    teacher.match(label_names, view, _label_map(script, i), data_name=data_name)
+    teacher.match(label_names, view, label_map_of(script, i), data_name=data_name)
     return teacher
 
 
@@ -153,7 +153,8 @@ def _pixels(i: int) -> str:
     return "teacher_pixel_values" if i == 0 else f"teacher_pixel_values_{i + 1}"
 
 
-def _label_map(script: DistillArguments, i: int) -> dict[str, str] | None:
+def label_map_of(script: DistillArguments, i: int) -> dict[str, str] | None:
+    """{data set class: class of teacher number i}, as the user has it in a file."""
     return load_label_map(script.label_map[i]) if script.label_map else None
 
 
@@ -219,7 +220,7 @@ def describe(script: DistillArguments, args: GDKDConfig, data: Data, i: int, vie
         "augmentation": augmentation,
         "seed": args.seed,
         "labels": list(data.label_names),
-        "label_map": _label_map(script, i),
+        "label_map": label_map_of(script, i),
     }
 
 

@@ -9,3 +9,4 @@ from .names import resolve_name as resolve_name
 from .segmentation import load_segmentation_teacher as load_segmentation_teacher
 from .segmentation import load_segmenter as load_segmenter
 from .segmentation import segment as segment
+from .student_start import start_from_teacher as start_from_teacher

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import timm
@@ -18,6 +19,11 @@ from .segmentation_networks.modeling import SegmentationNetworkConfig
 
 OWN_MODULES = {config.model_type: config.__module__ for config in (CifarConfig, SegmentationNetworkConfig)}
 """Type of a model of the paper -> the module that has to be imported before transformers knows it."""
+
+# What timm does with these would not be this model's architecture: other weights, other files.
+_TIMM_OWN = {"features_only", "num_classes", *signature(timm.create_model).parameters} | set(
+    signature(timm.models.build_model_with_cfg).parameters
+)
 
 
 def read_config(
@@ -106,6 +112,34 @@ def with_labels(config: PreTrainedConfig, names: Sequence[str] | None) -> PreTra
             config.problem_type = "single_label_classification" if len(names) > 1 else None
         for key in ("label_names", "label_descriptions"):  # timm's; they would be saved in place of id2label
             config.__dict__.pop(key, None)
+    return config
+
+
+def with_options(config: PreTrainedConfig, options: Mapping[str, Any], path: str) -> PreTrainedConfig:
+    """`config` with some values changed; of a timm model, with arguments for its constructor.
+
+    Nothing that says which classes there are, what code runs or what is downloaded can be changed.
+
+    Raises:
+        InputError: a name that the configuration does not have, or a value that it does not accept.
+    """
+    timm_model, general = isinstance(config, TimmWrapperConfig), PreTrainedConfig()
+    for name, value in options.items():
+        if timm_model:
+            known = name.isidentifier() and name not in _TIMM_OWN
+        else:
+            known = hasattr(config, name) and not hasattr(general, name) and not callable(getattr(config, name))
+        if not known or name.startswith("_") or "pretrained" in name or "backbone" in name or name == "auto_map":
+            raise InputError(
+                f"model {path} has no {name} to change in its configuration: use names of its config.json."
+            )
+        if isinstance(value, dict):
+            raise InputError(f"{name} is a mapping: use a number, a word, true, false, or a list of them.")
+        if timm_model:
+            config.model_args = (config.model_args or {}) | {name: value}
+        else:
+            with explained(f"{name} cannot be {value!r} in the configuration of {path}", path):
+                setattr(config, name, value)
     return config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import timm
 import torch
@@ -46,13 +47,13 @@ def build_model(config: PreTrainedConfig, kind: Kind, trust_remote_code: bool = 
     return model
 
 
-def head_parameters(config: PreTrainedConfig, kind: Kind, trust_remote_code: bool = False) -> set[str]:
+def head_parameters(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], nn.Module]) -> set[str]:
     """The names of the tensors whose shape depends on the number of classes, from two models without memory."""
     shapes = []
     for count in (3, 4):
         changed = with_labels(copy.deepcopy(config), [str(i) for i in range(count)])
         with torch.device("meta"):
-            model = kind.auto.from_config(changed, trust_remote_code=trust_remote_code)
+            model = build(changed)
         shapes.append({name: tensor.shape for name, tensor in model.state_dict().items()})
     return {name for name, shape in shapes[0].items() if shape != shapes[1][name]}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from accelerate import PartialState
@@ -21,14 +22,18 @@ from transformers import (
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 from ..errors import InputError
-from .configuration import check_architectures, names_of, read_config, timm_config, with_labels
+from .configuration import check_architectures, names_of, read_config, timm_config, with_labels, with_options
 from .heads import build_model, head_parameters, renew_head
 from .kinds import CLASSIFIER, Kind
 from .load_errors import explained
 from .names import is_cifar_network, is_own_network, is_segmentation_network, resolve_name, weights_source
+from .student_start import start_from_teacher
 from .weights import check_backbone, check_takes_pixels, load_weights
 
 logger = logging.getLogger(__name__)
+
+INITS = ("pretrained", "random", "teacher")
+"""What a student may start from."""
 
 
 def load_model(
@@ -37,6 +42,9 @@ def load_model(
     num_labels: int | None = None,
     label_names: Sequence[str] | None = None,
     init: str = "pretrained",
+    teacher: PreTrainedModel | None = None,
+    label_map: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
@@ -47,13 +55,18 @@ def load_model(
         num_labels: number of classes, when their names are not known; a pretrained head of that size is kept.
         label_names: names of the classes, which become id2label and label2id. A pretrained head keeps the rows of
             the classes that match by name; the other rows are newly initialised, and a warning counts both.
-        init: "pretrained" loads the weights, "random" the architecture alone; a CIFAR network is always random.
+        init: "pretrained" loads the weights, "random" the architecture alone; "teacher" starts from the weights of
+            `teacher`, as `start_from_teacher` does. A CIFAR network has no pretrained weights.
+        teacher, label_map: with `init` "teacher", what `start_from_teacher` takes.
+        config: values of the configuration to change, such as {"num_hidden_layers": 6}; of a timm model arguments of
+            its constructor, such as {"depth": 6}.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: run code from the repository; without it, a repository that needs it is refused.
 
     Raises:
         InputError: no such model, no safetensors weights, weights that lack more than the head, a configuration that
-            does not fit, a model that does not take RGB images, or remote code without `trust_remote_code`.
+            does not fit, a model that does not take RGB images, remote code without `trust_remote_code`, or what
+            `start_from_teacher` raises.
 
     Examples:
         >>> from hf_gdkd.models import load_model
@@ -62,7 +75,8 @@ def load_model(
         {0: 'cat', 1: 'dog'}
     """
     source = {"revision": revision, "trust_remote_code": trust_remote_code}
-    return load_student(name, CLASSIFIER, num_labels=num_labels, label_names=label_names, init=init, **source)
+    start = {"init": init, "teacher": teacher, "label_map": label_map, "config": config}
+    return load_student(name, CLASSIFIER, num_labels=num_labels, label_names=label_names, **start, **source)
 
 
 def load_student(
@@ -72,19 +86,27 @@ def load_student(
     num_labels: int | None = None,
     label_names: Sequence[str] | None = None,
     init: str = "pretrained",
+    teacher: PreTrainedModel | None = None,
+    label_map: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
     **source: Any,
 ) -> PreTrainedModel:
     """Load or build a model of a kind; the arguments are those of `load_model`."""
+    if init not in INITS or (init == "teacher") != (teacher is not None):
+        raise InputError(f"init is {init!r}: use one of {', '.join(INITS)}, and a teacher with init teacher alone.")
     path = resolve_name(name)
-    random = possible_init(name, init) == "random"
-    config = read_config(path, kind, **source, installed=random)
-    check_architectures(config, path, kind, weights=not random)
-    names = _names(config, num_labels, label_names)
-    if random:
-        with explained(f"model {path} cannot be built", path, source["revision"]):
-            model = build_model(with_labels(config, names), kind, source["trust_remote_code"])
-        return check_takes_pixels(model, path)
-    return _with_head(weights_source(path), config, kind, names, source)
+    pretrained = possible_init(name, init) == "pretrained"
+    changed = with_options(read_config(path, kind, **source, installed=not pretrained), config or {}, path)
+    check_architectures(changed, path, kind, weights=pretrained)
+    names = _names(changed, num_labels, label_names)
+    if pretrained:
+        return _with_head(weights_source(path), changed, kind, names, source)
+    with explained(f"model {path} cannot be built", path, source["revision"]):
+        model = build_model(with_labels(changed, names), kind, source["trust_remote_code"])
+    check_takes_pixels(model, path)
+    if teacher is not None:
+        start_from_teacher(model, teacher, label_map)
+    return model
 
 
 def _with_head(
@@ -115,7 +137,7 @@ def _with_head(
 
 def _head(path: str, config: PreTrainedConfig, kind: Kind, source: dict[str, Any]) -> set[str]:
     with explained(f"model {path} cannot be built", path, source["revision"]):
-        return head_parameters(config, kind, source["trust_remote_code"])
+        return head_parameters(config, partial(kind.auto.from_config, trust_remote_code=source["trust_remote_code"]))
 
 
 def possible_init(name: str, init: str) -> str:
@@ -163,7 +185,8 @@ def load_processor(
 ) -> BaseImageProcessor:
     """Load the image processor that belongs to a model; the arguments are those of `load_model`.
 
-    A timm model's comes from its repository; with `init` "random", which downloads nothing, from the installed timm.
+    A timm model's comes from its repository; with another `init` than "pretrained" from the installed timm, and then
+    nothing is downloaded.
 
     Raises:
         InputError: there is none.
@@ -174,7 +197,7 @@ def load_processor(
         return ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=mean, image_std=std)
     if is_segmentation_network(path):  # images of any size; that of the paper's crops of Cityscapes
         return SegformerImageProcessor(do_resize=False, size={"height": 512, "width": 1024})
-    if init == "random" and (config := timm_config(path)) is not None:
+    if init != "pretrained" and (config := timm_config(path)) is not None:
         return TimmWrapperImageProcessor(config.pretrained_cfg, config.architecture)
     with explained(f"the image processor of {path} cannot be loaded", path, revision):
         processor = AutoImageProcessor.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -18,6 +19,9 @@ def load_segmenter(
     *,
     label_names: Sequence[str] | None = None,
     init: str = "pretrained",
+    teacher: PreTrainedModel | None = None,
+    label_map: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
@@ -29,7 +33,7 @@ def load_segmenter(
         name: Hub id, or local folder.
         label_names: names of the classes, which become id2label and label2id. A pretrained head keeps the rows of
             the classes that match by name; the other rows are newly initialised, and a warning counts both.
-        init: "pretrained" loads the weights, "random" the architecture alone.
+        init, teacher, label_map, config: as `hf_gdkd.models.load_model` takes them.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: run code from the repository; without it, a repository that needs it is refused.
 
@@ -37,7 +41,8 @@ def load_segmenter(
         InputError: as `hf_gdkd.models.load_model`; AutoModelForSemanticSegmentation does not know the model.
     """
     source = {"revision": revision, "trust_remote_code": trust_remote_code}
-    return load_student(name, SEGMENTER, label_names=label_names, init=init, **source)
+    start = {"init": init, "teacher": teacher, "label_map": label_map, "config": config}
+    return load_student(name, SEGMENTER, label_names=label_names, **start, **source)
 
 
 def load_segmentation_teacher(

@@ -45,6 +45,12 @@ class Origin:
     local_flags: Sequence[str] = ()  # those that name files or folders here, which others do not have
     label_free: bool = False  # whether the labels were the teacher's classes
     task: str = CLASSIFICATION
+    from_teacher: bool = False  # whether it started from weights of the first teacher
+
+    @property
+    def start(self) -> str | None:
+        """The model whose weights it started from, as the user wrote it; None for random ones."""
+        return self.student if self.pretrained else self.teachers[0][0] if self.from_teacher else None
 
 
 def write_card(
@@ -61,7 +67,8 @@ def write_card(
         repo: the repository on the Hub that the student is pushed to, if it is known.
     """
     name, words = Path(folder).resolve().name, WORDINGS[origin.task]
-    student, started_from_hub = resolve_name(origin.student), origin.pretrained and not Path(origin.student).is_dir()
+    student = resolve_name(origin.student)
+    base = None if origin.start is None or Path(origin.start).is_dir() else weights_source(resolve_name(origin.start))
     teachers = [shared_name(resolve_name(teacher)) for teacher, _ in origin.teachers]
     local = data.name in EMBEDDED or Path(data.name).is_dir()
     dataset = EMBEDDED.get(data.name) or shared_name(data.name)
@@ -86,8 +93,8 @@ def write_card(
         tags=[words.pipeline, "knowledge-distillation", "gdkd", *(f"teacher:{name}" for name in teachers)]
         if teachers
         else [words.pipeline],
-        base_model=weights_source(student) if started_from_hub else None,
-        base_model_relation="finetune" if started_from_hub else None,
+        base_model=base,
+        base_model_relation=None if base is None else "finetune",
         teacher_model=teachers[0] if len(teachers) == 1 else teachers or None,
         datasets=None if local else [data.name],
         metrics=list(dict.fromkeys(metric for key, metric, _ in words.results if key in metrics)) or None,
@@ -102,6 +109,7 @@ def write_card(
         repo=repo or folder,
         student=shared_name(student),
         pretrained=origin.pretrained,
+        from_teacher=origin.from_teacher,
         own_module=OWN_MODULES.get(PreTrainedConfig.get_config_dict(folder)[0].get("model_type")),
         backbone=weights_source(student) if origin.pretrained and is_segmentation_network(student) else None,
         teachers=[

@@ -32,8 +32,8 @@ class ImageClassification(Task):
     def load_data(self, name: str, *, models: Sequence[Source] = (), **options: Any) -> Data:
         return load_data(name, **options)
 
-    def load_student(self, student: Source, label_names: Sequence[str], init: str) -> PreTrainedModel:
-        return load_model(student.name, label_names=label_names, init=init, **student.options)
+    def load_student(self, student: Source, label_names: Sequence[str], **start: Any) -> PreTrainedModel:
+        return load_model(student.name, label_names=label_names, **start, **student.options)
 
     def finish_processor(self, processor: BaseImageProcessor, data: Data) -> None:
         pass

@@ -42,8 +42,8 @@ class SemanticSegmentation(Task):
     def load_data(self, name: str, *, models: Sequence[Source] = (), **options: Any) -> Data:
         return load_segmentation(name, models=[each for each in map(_classes, models) if each], **options)
 
-    def load_student(self, student: Source, label_names: Sequence[str], init: str) -> PreTrainedModel:
-        return load_segmenter(student.name, label_names=label_names, init=init, **student.options)
+    def load_student(self, student: Source, label_names: Sequence[str], **start: Any) -> PreTrainedModel:
+        return load_segmenter(student.name, label_names=label_names, **start, **student.options)
 
     def finish_processor(self, processor: BaseImageProcessor, data: Data) -> None:
         if hasattr(processor, "do_reduce_labels"):

@@ -49,8 +49,8 @@ class Task(ABC):
         """The data set; `models` are the teachers and the student, `options` what the flags say of it."""
 
     @abstractmethod
-    def load_student(self, student: Source, label_names: Sequence[str], init: str) -> PreTrainedModel:
-        """The student, with a head for these classes."""
+    def load_student(self, student: Source, label_names: Sequence[str], **start: Any) -> PreTrainedModel:
+        """The student, with a head for these classes; `start` is what `load_model` takes for what it starts from."""
 
     @abstractmethod
     def finish_processor(self, processor: BaseImageProcessor, data: Data) -> None:

@@ -1,4 +1,4 @@
-"""Options of losses as words, `gdkd.temperature=4`, which a flag and a settings file can hold."""
+"""Options as words, such as `gdkd.temperature=4` of a loss, which a flag and a settings file can hold."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from typing import Any
 from ..errors import InputError
 
 
-def as_dict(options: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
+def as_dict(
+    options: Mapping[str, Any] | Sequence[str] | None, what: str = "loss_options", example: str = "gdkd.temperature=4"
+) -> dict[str, Any]:
     """Options by name; a value is read as JSON (4, true, [2, 4]) where it is that, and is a word otherwise.
+
+    Args:
+        options: words, or a mapping.
+        what, example: for the error message.
 
     Raises:
         InputError: a word without a name or a value.
@@ -21,7 +27,7 @@ def as_dict(options: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]
     for word in [options] if isinstance(options, str) else options or ():
         name, _, value = str(word).partition("=")
         if not (name and value):
-            raise InputError(f"loss_options has {str(word)!r}: write options as gdkd.temperature=4.")
+            raise InputError(f"{what} has {str(word)!r}: write options as {example}.")
         try:
             found[name] = json.loads(value)
         except ValueError:

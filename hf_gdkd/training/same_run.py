@@ -31,7 +31,8 @@ KEPT_ARGUMENTS = (
 )
 # What else the commands note in recipe.yaml: models, data and augmentation.
 KEPT_SETTINGS = (
-    *("student", "student_init", "student_revision", "teacher", "teacher_weights", "teacher_revision"),
+    *("student", "student_init", "student_config", "student_revision"),
+    *("teacher", "teacher_weights", "teacher_revision"),
     *("task", "crop_size", "scale_range", "reduce_labels", "id2label", "palette"),
     *("dataset", "dataset_config", "dataset_revision", "streaming", "image_column", "label_column"),
     *("train_split", "train_rows", "validation_rows", "label_map", "label_free", "on_bad_image"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ...data.augment import AUTO_AUGMENT
 from ...errors import InputError
 from ...losses import DistillationLoss, DKDLoss
+from ...models.loading import INITS
 from ...publishing.wording import WORDINGS
 from ...training.config import GDKDConfig
 from ..recipes import check_teacher_is_trained
@@ -22,8 +23,10 @@ def check_arguments(script: DistillArguments, args: GDKDConfig, needs_student: b
     _check_task(script, args)
     if needs_student and script.student is None:
         raise InputError("no student: use --student (a Hub id, a timm id or a local folder).")
-    if script.student_init not in ("pretrained", "random"):
-        raise InputError(f"student_init is {script.student_init!r}: choose pretrained or random.")
+    if script.student_init not in INITS:
+        raise InputError(f"student_init is {script.student_init!r}: choose one of {', '.join(INITS)}.")
+    if script.student_init == "teacher" and script.teacher is None:
+        raise InputError("student_init is teacher, and there is none: use --teacher, or another --student_init.")
     if script.on_bad_image not in ("error", "skip"):
         raise InputError(f"on_bad_image is {script.on_bad_image!r}: choose error or skip.")
     if script.streaming:

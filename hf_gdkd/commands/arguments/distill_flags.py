@@ -58,7 +58,10 @@ class ModelArguments:
     task: str = _field("image-classification", "image-classification (default) or semantic-segmentation.")
     teacher: list[str] | None = _field(None, "Hub id, short name, timm id or local folder; several: averaged.")
     student: str | None = _field(None, "Hub id, short name, timm id or local folder.")
-    student_init: str = _field("pretrained", "pretrained (default): with its weights; random: the architecture.")
+    student_init: str = _field("pretrained", "pretrained (default), random, or teacher: start from its weights.")
+    student_config: list[str] | None = _field(
+        None, "Values to change in the student's configuration, such as num_hidden_layers=6; of a timm model depth=6."
+    )
     teacher_weights: list[float] | None = _field(None, "Weight of each teacher's probabilities; unset: equal.")
     teacher_revision: list[str] | None = _field(None, "Branch, tag or commit of each teacher.")
     student_revision: str | None = _field(None, "Branch, tag or commit of the student.")

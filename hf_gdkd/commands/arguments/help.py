@@ -37,7 +37,7 @@ RARE = frozenset(
     """
     cache_dtype cache_views loss_options normalize stages
     loss_file teacher_weights teacher_revision student_revision allow_weak_teacher dataset_config dataset_revision
-    image_column label_column crop_padding random_erasing cutout exact_decoding repeated_augmentation
+    student_config image_column label_column crop_padding random_erasing cutout exact_decoding repeated_augmentation
     license temperatures alpha_temperature multiplier gradient_scaling mask_ratio
     threshold class_k coupled gamma kl strategy partition mask_samples mask_classes student_layers
     teacher_layers distance_weight angle_weight embedding_size class_weights kd_skip_epochs lr_decay_epochs

@@ -71,8 +71,9 @@ def with_loss_name(settings: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(settings.get("loss"), list):
         settings["loss"], own = name_and_options(settings["loss"])
         settings["loss_options"] = as_words(own | as_dict(settings.get("loss_options")))
-    elif isinstance(settings.get("loss_options"), dict):
-        settings["loss_options"] = as_words(settings["loss_options"])
+    for name in ("loss_options", "student_config"):
+        if isinstance(settings.get(name), dict):
+            settings[name] = as_words(settings[name])
     return settings
 
 
