@@ -108,7 +108,7 @@ def test_flags_override_the_recipe(tmp_path):
     (["word"], "unknown argument word"),
     (["--lr_scheduler_type", "cosin"], "invalid choice: 'cosin'"),
     (["--flip", "perhaps"], "argument --flip"),
-    (["--student_init", "half"], "student_init is 'half': choose pretrained or random"),
+    (["--student_init", "half"], "student_init is 'half': choose pretrained, random or teacher"),
     (["--crop_scale", "0"], "crop_scale is 0.0"),
     (["--crop_scale", "1.5"], "crop_scale is 1.5"),
     (["--loss", "ce"], "loss ce takes no teacher"),

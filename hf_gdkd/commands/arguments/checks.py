@@ -24,7 +24,7 @@ def check_arguments(script: DistillArguments, args: GDKDConfig, needs_student: b
     if needs_student and script.student is None:
         raise InputError("no student: use --student (a Hub id, a timm id or a local folder).")
     if script.student_init not in INITS:
-        raise InputError(f"student_init is {script.student_init!r}: choose one of {', '.join(INITS)}.")
+        raise InputError(f"student_init is {script.student_init!r}: choose {', '.join(INITS[:-1])} or {INITS[-1]}.")
     if script.student_init == "teacher" and script.teacher is None:
         raise InputError("student_init is teacher, and there is none: use --teacher, or another --student_init.")
     if script.on_bad_image not in ("error", "skip"):
