@@ -69,7 +69,13 @@ def retried(call: Callable[[], Result]) -> Result:
 
 
 def hub_reason(
-    error: Exception, name: str, *, revision: str | None = None, kind: str = "model", token: str | None = None
+    error: Exception,
+    name: str,
+    *,
+    revision: str | None = None,
+    kind: str = "model",
+    token: str | None = None,
+    flag: str = "--hub_model_id",
 ) -> str | None:
     """Explain a failure at the Hub and what to do about it, in one sentence; None for any other failure.
 
@@ -79,6 +85,7 @@ def hub_reason(
         revision: the requested revision.
         kind: "model" or "data set" for a download, or "upload".
         token: the token that was used, if it is not the stored one.
+        flag: the one that names the repository of an upload.
     """
     url = f"https://huggingface.co/{'datasets/' if kind == 'data set' else ''}{name}"
     log_in = "log in with `hf auth login`, or set HF_TOKEN to a token"
@@ -91,7 +98,7 @@ def hub_reason(
         if isinstance(cause, RepositoryNotFoundError):
             return f"the Hub has no repository of that name, or it is private: check {url}, or {log_in}."
         if isinstance(cause, HFValidationError):
-            use = "--hub_model_id organization/name" if kind == "upload" else "organization/name"
+            use = f"{flag} organization/name" if kind == "upload" else "organization/name"
             return f"that is not a valid id on the Hub: use {use}."
         absent = isinstance(cause, LocalEntryNotFoundError) and constants.is_offline_mode()
         if absent or isinstance(cause, OfflineModeIsEnabled):
@@ -103,7 +110,7 @@ def hub_reason(
         if status == 401:
             return f"the Hub does not accept the token (401): {log_in}."
         if status == 403:
-            other = ", or another --hub_model_id" if kind == "upload" else ""
+            other = f", or another {flag}" if kind == "upload" else ""
             return f"the token has no access to it (403): use one that has, with `hf auth login` or HF_TOKEN{other}."
         if status == 429:
             return "the Hub received too many requests (429): try again in a few minutes."

@@ -24,6 +24,7 @@ from accelerate import PartialState
 
 from hf_gdkd.commands.analysis import analyze, parse_analysis, where
 from hf_gdkd.commands.running import quiet, run
+from hf_gdkd.publishing.reports import page_of_space
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     quiet()
     numbers = analyze(options, wanted)
     if PartialState().is_main_process:
-        print(f"the report is in {where(options.output_dir)}")
+        space = "" if options.push_space is None else f", and at {page_of_space(options.push_space)}"
+        print(f"the report is in {where(options.output_dir)}{space}")
     return numbers
 
 

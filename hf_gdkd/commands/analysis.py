@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
+
 from ..data.teacher_cache import TeacherCache
 from ..errors import InputError
 from ..evaluation.report import PAGE
+from ..publishing.reports import open_space, push_space
 from ..publishing.wording import CLASSIFICATION
 from ..training.run_files import read_run_settings
 from .arguments.distill_flags import DistillArguments
 from .arguments.other_flags import analyze_parser
 from .evaluated_data import parse_data
+from .report_folder import check_output
 
 
 def parse_analysis(argv: Sequence[str] | None = None) -> tuple[Namespace, DistillArguments]:
@@ -47,9 +51,13 @@ def analyze(options: Namespace, wanted: DistillArguments) -> dict[str, Any]:
     """Look at the teacher, and at the student if there is one; writes the report and returns its numbers.
 
     Raises:
-        InputError: what cannot be loaded, matched, read or written.
+        InputError: what cannot be loaded, matched, read or written; a Space that cannot be.
+        PushError: the report is written, but could not be uploaded to its Space.
     """
     check_output(Path(options.output_dir))
+    main = PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available()).is_main_process
+    if options.push_space is not None and main:
+        options.push_space = open_space(options.push_space, private=options.hub_private_repo)
     # Each imports what it needs: a cache is read in far less memory than models are loaded in.
     if wanted.task != CLASSIFICATION:
         from .pixel_analysis import analyze_pixels as work
@@ -57,21 +65,10 @@ def analyze(options: Namespace, wanted: DistillArguments) -> dict[str, Any]:
         from .cached_analysis import analyze_cache as work
     else:
         from .image_analysis import analyze_images as work
-    return work(options, wanted)
-
-
-def check_output(folder: Path) -> None:
-    """Refuse a folder that cannot be written to, before anything is computed.
-
-    Raises:
-        InputError: it is a file, or cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output_dir {folder} cannot be made: {error.strerror}. Use another folder.") from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"output_dir {folder} cannot be written to: use another folder.")
+    numbers = work(options, wanted)
+    if options.push_space is not None and main:
+        push_space(options.output_dir, options.push_space)
+    return numbers
 
 
 def where(folder: str) -> str:

@@ -6,9 +6,7 @@ What models and images need is not imported here, because it takes more memory t
 from __future__ import annotations
 
 import logging
-import shlex
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,7 @@ from ..evaluation.distribution import Distribution
 from ..evaluation.report import Report
 from ..evaluation.teacher_report import describe_teacher
 from .arguments.distill_flags import DistillArguments
-from .evaluated_data import trained_with
+from .report_folder import distill_command, save_averages, subject
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +39,13 @@ def analyze_cache(options: Namespace, wanted: DistillArguments) -> dict[str, Any
     state = PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
     found, shown, names = cached_distribution(options, wanted)
     found.gather(options.device or state.device)
-    numbers = {"teacher": options.teacher, "student": None, "data": shown, "images": found.images}
+    numbers = subject(options, wanted, shown) | {"images": found.images}
     if not state.is_main_process:
         return numbers
     report = Report(f"Teacher: {options.teacher}", f"{found.images:,} images of {shown}")
     numbers |= describe_teacher(report, found, names)
     numbers["advice"] = advise(report, found, found, distill_command(options, wanted))
-    save_averages(Path(options.output_dir), found)
+    save_averages(options.output_dir, found)
     report.write(options.output_dir, numbers)
     return numbers
 
@@ -99,19 +97,3 @@ def labels_of(rows: Dataset) -> torch.Tensor | None:
         return None
     labels = rows.select_columns("labels").with_format("arrow")[:]["labels"].to_numpy()
     return torch.from_numpy(np.array(labels, np.int64))
-
-
-def save_averages(folder: Path, found: Distribution) -> None:
-    """Write averages.npz: the whole matrices (C, C), of which the page and the JSON show the largest entries."""
-    averages = {name: found.average(name).astype(np.float32) for name in ("prediction", "rest", "renormalized")}
-    counts = {"confusions": found.sums["confusions"].numpy().astype(np.int64)} if found.labelled else {}
-    np.savez_compressed(folder / "averages.npz", **averages, **counts)
-
-
-def distill_command(options: Namespace, wanted: DistillArguments) -> str:
-    """The start of the command that trains a student of this teacher."""
-    student = trained_with(options.student, options.student_revision) if options.student else None
-    words = ["hf-gdkd", "distill", "--teacher", options.teacher, "--dataset", wanted.dataset]
-    words += ["--student", (student or {}).get("student") or options.student or "deit-tiny"]
-    words += ["--teacher_cache", options.teacher_cache] if options.teacher_cache else []
-    return shlex.join(words)

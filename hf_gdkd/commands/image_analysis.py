@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,8 @@ from ..models.label_map import load_label_map
 from ..models.loading import pin_revision
 from ..training.teacher import Teacher
 from .arguments.distill_flags import DistillArguments
-from .cached_analysis import cached_distribution, distill_command, save_averages
+from .cached_analysis import cached_distribution
+from .report_folder import distill_command, save_averages, subject
 
 AUGMENTED_ROWS = 5000  # at most, for the predictions of strongly augmented images
 
@@ -60,7 +60,7 @@ def analyze_images(options: Namespace, wanted: DistillArguments) -> dict[str, An
         augmented = augmented_distribution(models["teacher"], data, options.temperature, pass_options)
     for each in {id(x): x for x in (*distributions.values(), found, augmented, differences) if x is not None}.values():
         each.gather(device)
-    numbers = {"teacher": options.teacher, "student": options.student, "data": shown, "images": found.images}
+    numbers = subject(options, wanted, shown) | {"images": found.images}
     if not state.is_main_process:
         return numbers
     names = data.label_names
@@ -74,7 +74,7 @@ def analyze_images(options: Namespace, wanted: DistillArguments) -> dict[str, An
     numbers["advice"] = advise(report, found, augmented or found, distill_command(options, wanted))
     numbers["cost"] = describe_costs(report, models, len(names), **pass_options)
     describe_views(report, models, data.eval, names, crop_scale=data.crop_scale, flip=data.flip)
-    save_averages(Path(options.output_dir), found)
+    save_averages(options.output_dir, found)
     report.write(options.output_dir, numbers)
     return numbers
 

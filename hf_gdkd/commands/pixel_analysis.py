@@ -21,6 +21,7 @@ from ..tasks import task_of
 from ..tasks.task import Source
 from ..training.teacher import Teacher
 from .arguments.distill_flags import DistillArguments
+from .report_folder import subject
 
 
 def analyze_pixels(options: Namespace, wanted: DistillArguments) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def analyze_pixels(options: Namespace, wanted: DistillArguments) -> dict[str, An
     )  # fmt: skip
     measured = {role: measured[role] for role in models}
     shown, found = f"{data.name} ({data.eval_split})", distributions["teacher"]
-    numbers = {"teacher": options.teacher, "student": options.student, "data": shown, "pixels": found.images}
+    numbers = subject(options, wanted, shown) | {"pixels": found.images}
     if not state.is_main_process:
         return numbers
     against = "" if options.student is None else f", student: {options.student}"

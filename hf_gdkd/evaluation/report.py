@@ -53,18 +53,18 @@ class Report:
         with style():
             figure.savefig(data := io.BytesIO(), format="png")
         self._pictures[name] = data.getvalue()
-        self._add_picture(data.getvalue(), figure.get_size_inches(), caption, alt)
+        self._add_picture(f"{name}.png", data.getvalue(), figure.get_size_inches(), caption, alt)
 
     def picture(self, path: Path, caption: str, alt: str) -> None:
         """Add a picture that is a PNG in the report's folder already."""
         with Image.open(path) as image:
             inches = [side / image.info.get("dpi", (96, 96))[0] for side in image.size]
-        self._add_picture(path.read_bytes(), inches, caption, alt)
+        self._add_picture(path.name, path.read_bytes(), inches, caption, alt)
 
-    def _add_picture(self, data: bytes, inches: Sequence[float], caption: str, alt: str) -> None:
+    def _add_picture(self, file: str, data: bytes, inches: Sequence[float], caption: str, alt: str) -> None:
         width, height = (int(side * 96) for side in inches)  # in CSS pixels
         encoded = base64.b64encode(data).decode()
-        self._add(kind="figure", data=encoded, caption=caption, alt=alt, width=width, height=height)
+        self._add(kind="figure", file=file, data=encoded, caption=caption, alt=alt, width=width, height=height)
 
     def table(
         self, caption: str, columns: Sequence[str], rows: Sequence[Sequence[object]], words: Sequence[str] = ()
@@ -80,7 +80,10 @@ class Report:
         self._sections[-1]["parts"].append(part)
 
     def write(self, folder: str | Path, numbers: Mapping[str, Any]) -> Path:
-        """Write the page, its figures and analysis.json to a folder; returns the page's path."""
+        """Write the page, its figures and analysis.json to a folder; returns the page's path.
+
+        The JSON holds the numbers and, as `figures`, the file, caption and alt text of each figure.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         template = Environment(autoescape=True).from_string(
@@ -92,8 +95,15 @@ class Report:
         for name, data in self._pictures.items():
             with replacing(folder / f"{name}.png") as part:
                 part.write_bytes(data)
+        figures = [
+            {name: each[name] for name in ("file", "caption", "alt")}
+            for section in self._sections
+            for each in section["parts"]
+            if each["kind"] == "figure"
+        ]
+        numbers = _finite({**numbers, "figures": figures})
         with replacing(folder / NUMBERS) as part:
-            part.write_text(json.dumps(_finite(numbers), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         with replacing(folder / PAGE) as part:
             part.write_text(page, encoding="utf-8")
         return folder / PAGE

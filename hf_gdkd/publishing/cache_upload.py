@@ -68,7 +68,7 @@ def push_cache(folder: str, repo_id: str, private: bool | None = None) -> str:
     try:
         return retried(upload)
     except HUB_ERRORS as error:
-        reason = hub_reason(error, repo_id, kind="upload") or " ".join(str(error).split())
+        reason = hub_reason(error, repo_id, kind="upload", flag="--hub_dataset_id") or " ".join(str(error).split())
         raise PushError(f"the cache in {folder} was not uploaded to {repo_id}: {reason}") from error
 
 

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from ..errors import InputError, PushError
 from ..hub_client import HUB_ERRORS, hub_reason, retried
 from ..training.run_files import METRICS_FILE, SETTINGS_FILE
+from .reports import FOLDER, card_section, report_as_pushed, report_of
 
 PUSHED = ["*.safetensors", "*.json", "*.yaml", "*.png", "README.md"]
 WITH_NAMES = (SETTINGS_FILE, METRICS_FILE, "evaluation.json")  # these may name local folders
@@ -24,19 +25,23 @@ def push(folder: str | Path, repo_id: str, *, private: bool | None = None, token
     """Upload what a user of a finished student needs from its folder, and nothing else; returns the repository's id.
 
     The card then says how to load the model from the Hub, and of local folders only the last part of their names is
-    uploaded. Transient errors are retried, see `hub_client.retried`.
+    uploaded. A report on the student in the folder `report` goes with it, and the card shows its figures. Transient
+    errors are retried, see `hub_client.retried`.
 
     Raises:
         InputError: `repo_id` is not a valid name of a repository.
         PushError: the upload failed. The folder is unchanged, and the sentence names the command that pushes it.
     """
-    api = HfApi(token=token)
+    api, report = HfApi(token=token), report_of(folder)
+    beside = {} if report is None else report_as_pushed(report)
 
     def upload() -> str:
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         paths = [path for pattern in PUSHED for path in sorted(Path(folder).glob(pattern)) if path.is_file()]
-        files = [CommitOperationAdd(path.name, _as_pushed(path, repo)) for path in paths]
-        api.create_commit(repo, files, commit_message="Upload the student")
+        files = {path.name: _as_pushed(path, repo, report) for path in paths}
+        files |= {f"{FOLDER}/{name}": content for name, content in beside.items()}
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        api.create_commit(repo, operations, commit_message="Upload the student")
         return repo
 
     try:
@@ -51,10 +56,10 @@ def push(folder: str | Path, repo_id: str, *, private: bool | None = None, token
         ) from error
 
 
-def _as_pushed(path: Path, repo: str) -> str | bytes:
+def _as_pushed(path: Path, repo: str, report: Path | None) -> str | bytes:
     """A file as others may read it: its path, or its content where that differs."""
     if path.name == "README.md":
-        return _card(path.read_text(encoding="utf-8"), repo).encode()
+        return _card(path.read_text(encoding="utf-8"), repo, report).encode()
     if path.name not in WITH_NAMES:
         return str(path)
     content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
@@ -68,12 +73,16 @@ def _as_pushed(path: Path, repo: str) -> str | bytes:
     return (note + yaml.safe_dump(shared, sort_keys=False)).encode()
 
 
-def _card(text: str, repo: str) -> str:
-    """The card with the commands for a model that is on the Hub."""
+def _card(text: str, repo: str, report: Path | None = None) -> str:
+    """The card with the commands for a model that is on the Hub, and with the figures of the report on it."""
     text = re.sub(r'(?<=pipeline\()("[a-z-]+", ")[^"]*', lambda found: found[1] + repo, text)
     text = re.sub(rf"(?m)^ +hf download \S+ {SETTINGS_FILE} .*\n", "", text)
     download = f"    hf download {repo} {SETTINGS_FILE} --local-dir .\n"
-    return re.sub(rf"(?m)^(?= +hf-gdkd distill --config {SETTINGS_FILE})", lambda _: download, text)
+    text = re.sub(rf"(?m)^(?= +hf-gdkd distill --config {SETTINGS_FILE})", lambda _: download, text)
+    if report is None:
+        return text
+    before, heading, after = text.partition("\n## Loss\n")
+    return f"{before.rstrip()}\n\n{card_section(report)}{heading}{after}"
 
 
 def _without_folders(value: Any) -> Any:

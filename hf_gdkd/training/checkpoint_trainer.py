@@ -244,6 +244,7 @@ class CheckpointTrainer(LoaderTrainer):
         name = self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
         try:
             retried(partial(super().init_hf_repo, *args, **kwargs))
+            retried(partial(HfApi(token=self.args.hub_token).auth_check, self.hub_model_id, write=True))
         except HUB_ERRORS as error:
             reason = hub_reason(error, name, kind="upload", token=self.args.hub_token) or first_sentence(error)
             raise InputError(f"cannot write to {name} on the Hub: {reason}") from error

@@ -242,6 +242,7 @@ BAD_INPUT = {
     ),
     "no id": (with_student("a b/c"), "that is not a valid id on the Hub: use organization/name"),
     "repository of others": (with_push("other/student"), "the token has no access to it (403)"),
+    "repository of others that is there": (with_push(MODEL), f"cannot write to {MODEL} on the Hub: the token has no"),
     "whole checkpoints": (with_push("tester/new", "--hub_strategy", "checkpoint"), "choose one of end, every_save"),
 }
 

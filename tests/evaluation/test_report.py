@@ -42,7 +42,9 @@ def test_the_page_is_complete_in_itself(page):
     assert "Teacher: a&lt;b" in text and "10 images &amp; more" in text
     assert all('alt="' in tag for tag in re.findall("<img[^>]*>", text))
     assert re.findall(r"<td[^>]*>(.*?)</td>", text) == ["ten", "10.5", "nine", "9", "none", "-", "tiny", "2e-05"]
-    assert json.loads((page.parent / "analysis.json").read_text()) == {"value": None, "3": [1.0, None]}
+    figures = [{"file": "line.png", "caption": "A line.", "alt": "A line that rises."}]
+    numbers = json.loads((page.parent / "analysis.json").read_text())
+    assert numbers == {"value": None, "3": [1.0, None], "figures": figures}
     assert Image.open(page.parent / "line.png").size == (1080, 240)
     assert sorted(path.name for path in page.parent.iterdir()) == ["analysis.json", "index.html", "line.png"]
 

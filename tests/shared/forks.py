@@ -39,7 +39,7 @@ class Forks:
         self.process.communicate()
 
     def __call__(self, script, *words, cwd=".", **env):
-        """Run distill, evaluate or push; or "python", with the code as the one word. `env` is for this run alone."""
+        """Run a script; or "python", with the code as the one word. `env` is for this run alone."""
         shutil.rmtree(self.folder / "home", ignore_errors=True)
         print(json.dumps([script, words, cwd, env]), file=self.process.stdin, flush=True)
         code = int(self.process.stdout.readline())
@@ -48,10 +48,11 @@ class Forks:
 
 
 def serve():
+    from hf_gdkd.commands import image_analysis  # noqa: F401
     from hf_gdkd.commands.running import run
-    from hf_gdkd.scripts import distill, evaluate, push
+    from hf_gdkd.scripts import analyze, distill, evaluate, push
 
-    mains = {"distill": distill.main, "evaluate": evaluate.main, "push": push.main}
+    mains = {"analyze": analyze.main, "distill": distill.main, "evaluate": evaluate.main, "push": push.main}
     mains["python"] = lambda words: exec(words[0], {})
     gc.freeze()  # a fork then copies less
     for line in sys.stdin:

@@ -13,6 +13,7 @@ import yaml
 LFS_SUFFIXES = {"safetensors", "bin", "pt", "pth", "onnx", "npy", "npz", "parquet", "arrow", "zip", "gz"}
 LFS_SUFFIXES |= {"tar", "png", "jpg", "jpeg", "webp", "pdf"}
 GITATTRIBUTES = "".join(f"*.{s} filter=lfs diff=lfs merge=lfs -text\n" for s in sorted(LFS_SUFFIXES)).encode()
+SDKS = ("gradio", "streamlit", "docker", "static")  # of Spaces
 BAD_TOKEN = "Invalid credentials in Authorization header"  # the clients compare this text
 
 
@@ -36,7 +37,7 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A repository of `kind` models or datasets: commits by sha; branches and tags by name."""
+    """A repository of `kind` models, datasets or spaces: commits by sha; branches and tags by name."""
 
     kind: str
     id: str
@@ -95,14 +96,14 @@ def front_matter(text):
     return data or {}
 
 
-API = "/api/(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+)"
+API = "/api/(?P<kind>models|datasets|spaces)/(?P<id>[^/]+/[^/]+)"
 ROUTES = [
     ("GET /api/whoami-v2", "whoami"),
     ("POST /api/repos/create", "create"),
     ("DELETE /api/repos/delete", "delete"),
     ("POST /api/validate-yaml", "validate"),
     ("PUT /lfs-upload/(?P<oid>[0-9a-f]{64})", "upload"),
-    ("POST /(?P<kind>datasets/)?(?P<id>[^/]+/[^/]+)[.]git/info/lfs/objects/batch", "batch"),
+    ("POST /(?P<kind>datasets/|spaces/)?(?P<id>[^/]+/[^/]+)[.]git/info/lfs/objects/batch", "batch"),
     (f"POST {API}/preupload/(?P<rev>[^/]+)", "preupload"),
     (f"POST {API}/commit/(?P<rev>[^/]+)", "commit"),
     (f"POST {API}/branch/(?P<name>[^/]+)", "branch"),
@@ -111,10 +112,12 @@ ROUTES = [
     (f"GET {API}/tree/(?P<rev>[^/]+)(/(?P<folder>.+?))?/?", "tree"),
     (f"GET {API}/commits/(?P<rev>[^/]+)", "history"),
     (f"GET {API}/refs", "refs"),
+    (f"GET {API}/auth-check", "auth_check"),
+    (f"GET {API}/auth-check/write", "auth_check_write"),
     (f"GET {API}(/revision/(?P<rev>[^/]+))?", "info"),
-    ("(GET|HEAD) /(?P<kind>datasets/)?(?P<id>.+?)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
+    ("(GET|HEAD) /(?P<kind>datasets/|spaces/)?(?P<id>.+?)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
 ]
-WRITES = {"batch", "preupload", "commit", "branch", "tag"}
+WRITES = {"batch", "preupload", "commit", "branch", "tag", "auth_check_write"}
 
 
 class Protocol:
@@ -134,7 +137,7 @@ class Protocol:
                 fields = {k: unquote(v or "") for k, v in match.groupdict().items()}
                 repo, request = None, {"headers": headers, "query": query, "body": body, "role": role}
                 if "id" in fields:
-                    kind = "datasets" if fields.pop("kind") in ("datasets", "datasets/") else "models"
+                    kind = (fields.pop("kind") or "models").rstrip("/")
                     repo = self.find(kind, fields.pop("id"), role)
                     if name in WRITES:
                         self.check_write(role, repo.id.split("/")[0])
@@ -176,13 +179,24 @@ class Protocol:
         owner = asked.get("organization") or self.user
         repo_id = f"{owner}/{asked['name']}"
         self.check_write(request["role"], owner)
-        answer = {"url": f"{self.url}/{'datasets/' if kind == 'datasets' else ''}{repo_id}", "name": repo_id}
+        answer = {"url": f"{self.url}/{'' if kind == 'models' else kind + '/'}{repo_id}", "name": repo_id}
         if (kind, repo_id) in self.repos:
             return 409, {}, answer | {"error": "You already created this repo"}
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
         self.repos[kind, repo_id] = Repo(kind, repo_id, private=private)
-        self.repos[kind, repo_id].commit({".gitattributes": GITATTRIBUTES}, "initial commit")
+        files = {".gitattributes": GITATTRIBUTES}
+        if kind == "spaces":  # the Hub makes a page of its own
+            if asked.get("sdk") not in SDKS:
+                raise Refusal(400, None, f"sdk must be one of {', '.join(SDKS)}")
+            files["README.md"] = f"---\ntitle: {asked['name']}\nsdk: {asked['sdk']}\n---\n".encode()
+            files |= {"index.html": b"welcome", "style.css": b""} if asked["sdk"] == "static" else {}
+        self.repos[kind, repo_id].commit(files, "initial commit")
         return answer
+
+    def do_auth_check(self, repo, request):
+        return b"OK"
+
+    do_auth_check_write = do_auth_check  # who may not write was refused already
 
     def do_delete(self, repo, request):
         asked = json.loads(request["body"])
@@ -193,8 +207,11 @@ class Protocol:
         return {}
 
     def do_validate(self, repo, request):
+        asked = json.loads(request["body"])
         try:
-            data = front_matter(json.loads(request["body"])["content"])
+            data = front_matter(asked["content"])
+            if asked.get("repoType") == "space" and data.get("sdk") not in SDKS:
+                raise ValueError(f'"sdk" must be one of {", ".join(SDKS)}')
         except ValueError as error:
             return 400, {}, {"errors": [{"message": str(error)}], "warnings": []}
         return {

@@ -53,7 +53,7 @@ class HubServer(Protocol):
 
     `repos` maps (kind, id) to Repo, `lfs` sha256 to bytes. `log` lists (method, target, status); the status
     is the fault's name where there was no whole answer. `accepted` is the set of (kind, id) of the gated
-    repositories whose terms the user has accepted. kind is "models" or "datasets".
+    repositories whose terms the user has accepted. kind is "models", "datasets" or "spaces".
     """
 
     def __init__(self):

@@ -87,6 +87,8 @@ def analyze_parser() -> Parser:
     work.add_argument("--temperature", type=float, default=1.0, help="T of the averages and entropies (default: 1).")
     work.add_argument("--batch_size", type=int, help="Images per batch (default: 64, or 8 with masks).")
     work.add_argument("--device", help="Unset: the GPU if there is one, else cpu.")
+    work.add_argument("--push_space", metavar="ID", help="Push the report to this Space on the Hub.")
+    work.add_argument("--hub_private_repo", action="store_true", default=None, help="Make the Space private.")
     return parser
 
 
@@ -105,8 +107,10 @@ def _add_data(parser: Parser, description: str) -> None:
 def push_parser() -> Parser:
     """What `hf-gdkd push` takes."""
     parser = Parser("push", "runs/student --hub_model_id me/student")
-    parser.add_argument("folder", help="Output folder of a finished run.")
-    parser.add_argument("--hub_model_id", help="Repository; unset: your name and the folder's.")
+    parser.add_argument("folder", help="Output folder of a finished run, or of a report.")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--hub_model_id", help="Repository; unset: your name and the folder's.")
+    where.add_argument("--push_space", metavar="ID", help="Push the report in this folder to this Space.")
     parser.add_argument("--hub_private_repo", action="store_true", default=None, help="Make the repository private.")
     return parser
 
