@@ -109,10 +109,10 @@ class Comparison:
     def __post_init__(self) -> None:
         self.losses = {row: [with_loss_name(trial) for trial in trials] for row, trials in self.losses.items()}
         for row, trials in self.losses.items():
-            if len(trials) != self.trials:
+            if len(trials) not in (1, self.trials):
                 raise InputError(
                     f"{self.name}: {row} has {len(trials)} trials, and trials is {self.trials}: list as many "
-                    "for every loss."
+                    "for every loss, or one, which is then not tuned."
                 )
         if self.task not in WORDINGS:
             raise InputError(f"{self.name}: task is {self.task!r}: write {' or '.join(WORDINGS)}.")
@@ -188,7 +188,8 @@ class Comparison:
     def tuning(self) -> list[Job]:
         if self.cached:
             return []
-        return [job for student in self.students for row in self.losses for job in self.trials_of(student, row)]
+        tuned = [row for row, trials in self.losses.items() if len(trials) > 1]
+        return [job for student in self.students for row in tuned for job in self.trials_of(student, row)]
 
     def chosen(self, student: str, row: str) -> Settings:
         """The trial that was best on the validation rows; the first of several."""
