@@ -38,6 +38,13 @@ runs/data/fashion-mnist/about.md: | setup
 runs/data/glyphs/about.md: | setup
 	$(BIN)/python scripts/make_data.py glyphs /usr/share/fonts $(@D)
 
+EMOJI := openmoji@17.0.0 $(addprefix @iconify-json/,noto@1.2.9 noto-v1@1.2.5 fluent-emoji-flat@1.2.6 \
+	openmoji@1.2.29 emojione@1.2.3 twemoji@1.2.5)
+
+runs/data/emoji/about.md: | setup
+	npm install --silent --no-save --prefix runs/npm $(EMOJI)
+	$(BIN)/python scripts/make_data.py emoji runs/npm/node_modules $(@D)
+
 results: runs/data/fashion-mnist/about.md runs/data/glyphs/about.md
 	$(BIN)/python scripts/compare.py scripts/compare/fashion-mnist.yaml scripts/compare/glyphs.yaml \
 		--reported scripts/compare/reported.yaml --report RESULTS.md --workers 2

@@ -3,23 +3,28 @@
     python scripts/make_data.py fashion-mnist /usr/share/datasets/fashion-mnist runs/data/fashion-mnist
     python scripts/make_data.py glyphs /usr/share/fonts runs/data/glyphs
     python scripts/make_data.py fashion-scenes /usr/share/datasets/fashion-mnist runs/data/fashion-scenes
+    python scripts/make_data.py emoji runs/npm/node_modules runs/data/emoji
 
 The first reads the gzipped idx files of Fashion-MNIST (Debian: dataset-fashion-mnist), or copies a data set of the Hub
 (zalando-datasets/fashion_mnist). The second draws the 62 digits and letters, 28 x 28 grey, from every TrueType and
 OpenType font in a folder (Debian: fonts-*); fonts whose family names begin with the same word are in one split. The
 third composes scenes of 64 x 64 pixels with 3 to 5 garments of Fashion-MNIST and a mask, for semantic segmentation; no
-garment is in two splits. All leave an about.md of what they were made of.
+garment is in two splits. The fourth draws emoji in colour, 32 x 32, from the npm packages that the Makefile names (and
+needs resvg_py); the class is a subgroup of the Unicode Standard, such as food-fruit, and no vendor is in two splits.
+All leave an about.md of what they were made of.
 """
 
 import gzip
 import hashlib
+import io
 import json
 import string
 import subprocess
 from argparse import ArgumentParser
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, load_dataset
@@ -37,14 +42,24 @@ XIAO = "Fashion-MNIST (Xiao et al., arXiv 1708.07747)"
 SIZE, LARGEST = 28, 24  # pixels: of an image, and of the font's largest glyph in it
 FACES = 4  # of one family at most, so that none outweighs the others
 DISTINCT = 36  # glyphs that must look different: capitals in the place of small letters pass, dingbats do not
+DRAWN, EMOJI_SIZE = 128, 32  # pixels: of an emoji as it is drawn, and as it is kept
+VENDORS = {  # of @iconify-json
+    "train": ("noto", "noto-v1", "emojione", "emojione-v1", "openmoji"),
+    "validation": ("fluent-emoji-flat",),
+    "test": ("twemoji",),
+}
+FEWEST = {"train": 20, "validation": 5, "test": 5}  # images of a class that is kept
 SCENES = {"train": 1500, "validation": 300, "test": 500}
 Splits = dict[str, tuple[list[Image.Image], list[int]]]
+Pictures = tuple[Sequence[str], Splits, str]  # the names of the classes, the splits, and what they were made of
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kind", choices=("fashion-mnist", "glyphs", "fashion-scenes"))
-    parser.add_argument("source", type=Path, help="folder of the idx files, an id on the Hub, or a folder of fonts")
+    parser.add_argument("kind", choices=("fashion-mnist", "glyphs", "fashion-scenes", "emoji"))
+    parser.add_argument(
+        "source", type=Path, help="folder of idx files, an id on the Hub, a folder of fonts, or one of npm packages"
+    )
     parser.add_argument("output", type=Path, help="folder to write")
     options = parser.parse_args(argv)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -53,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         splits, about = fashion_scenes(options.source)
         (options.output / "id2label.json").write_text(json.dumps(dict(enumerate(classes))), encoding="utf-8")
     else:
-        classes = FASHION if options.kind == "fashion-mnist" else GLYPHS
-        pictures, about = (fashion_mnist if options.kind == "fashion-mnist" else glyphs)(options.source)
+        classes, pictures, about = {"fashion-mnist": fashion_mnist, "glyphs": glyphs, "emoji": emoji}[options.kind](
+            options.source
+        )
         features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(classes))})
         splits = {
             split: Dataset.from_dict({"image": images, "label": labels}, features)
@@ -67,13 +83,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{options.output}: {sizes}")
 
 
-def fashion_mnist(folder: Path) -> tuple[Splits, str]:
-    """The splits train and test of the four idx files in a folder or of a data set on the Hub, and what they are."""
+def fashion_mnist(folder: Path) -> Pictures:
+    """The splits train and test of the four idx files in a folder or of a data set on the Hub."""
     if not folder.is_dir():
         data = load_dataset(str(folder))
-        return {split: (rows["image"][:], rows["label"][:]) for split, rows in data.items()}, f"From the Hub: {folder}."
+        splits = {split: (rows["image"][:], rows["label"][:]) for split, rows in data.items()}
+        return FASHION, splits, f"From the Hub: {folder}."
     splits = {split: ([Image.fromarray(p) for p in pixels], labels) for split, (pixels, labels) in read_idx(folder)}
-    return splits, f"{XIAO}, from {packages([folder])}."
+    return FASHION, splits, f"{XIAO}, from {packages([folder])}."
 
 
 def read_idx(folder: Path) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
@@ -105,8 +122,8 @@ def fashion_scenes(folder: Path) -> tuple[dict[str, Dataset], str]:
     return splits, f"Scenes of 64 x 64 pixels of {XIAO}, from {packages([folder])}."
 
 
-def glyphs(folder: Path) -> tuple[Splits, str]:
-    """The splits train, validation and test of the fonts in a folder, and the fonts that they were drawn from."""
+def glyphs(folder: Path) -> Pictures:
+    """The splits train, validation and test of the fonts in a folder."""
     families = defaultdict(list)
     for path in sorted(findSystemFonts(str(folder))):
         try:
@@ -127,7 +144,11 @@ def glyphs(folder: Path) -> tuple[Splits, str]:
                 splits[split][1].extend(range(len(GLYPHS)))
                 drawn[split].append(path)
     fonts = ", ".join(f"{len(paths)} {split}" for split, paths in drawn.items())
-    return splits, f"Drawn from fonts ({fonts}) of {packages([path for each in drawn.values() for path in each])}."
+    return (
+        GLYPHS,
+        splits,
+        f"Drawn from fonts ({fonts}) of {packages([path for each in drawn.values() for path in each])}.",
+    )
 
 
 def draw(path: str) -> list[Image.Image]:
@@ -142,6 +163,72 @@ def draw(path: str) -> list[Image.Image]:
             ((SIZE - left - right) / 2, (SIZE - top - bottom) / 2), glyph, fill=255, font=font
         )
     return images
+
+
+def emoji(folder: Path) -> Pictures:
+    """The splits train, validation and test of the npm packages in a folder, no vendor in two of them.
+
+    Left out are skin tones, the flags of countries (alike whoever draws them), and classes that are too small.
+    """
+    groups = {
+        plain(each["hexcode"]): each["subgroups"]
+        for each in read_json(folder / "openmoji/data/openmoji.json")
+        if not (each["skintone"] or each["group"].startswith("extras") or each["subgroups"] == "country-flag")
+    }
+    sets = {vendor: folder / "@iconify-json" / vendor for split in VENDORS.values() for vendor in split}
+    names = defaultdict(list)  # by code points: the vendors share names, and some do not say what a name stands for
+    for path in (each / "chars.json" for each in sets.values()):
+        for codes, name in read_json(path).items() if path.exists() else ():
+            names[plain(codes)].append(name)
+    drawn: dict[str, list[tuple[Image.Image, str]]] = {split: [] for split in VENDORS}
+    for split, vendor in ((split, vendor) for split, each in VENDORS.items() for vendor in each):
+        icons = read_json(sets[vendor] / "icons.json")
+        icons["icons"] |= {  # an alias with more keys turns or mirrors its icon
+            name: icons["icons"][alias["parent"]] for name, alias in icons.get("aliases", {}).items() if len(alias) == 1
+        }
+        for codes, group in tqdm(groups.items(), desc=vendor):
+            name = next((name for name in names[codes] if name in icons["icons"]), None)
+            if name:
+                drawn[split].append((draw_icon(icons, name), group))
+    counts = {split: Counter(group for _, group in rows) for split, rows in drawn.items()}
+    classes = sorted(
+        group for group in {*groups.values()} if all(counts[each][group] >= FEWEST[each] for each in counts)
+    )
+    splits: Splits = {}
+    for split, rows in drawn.items():
+        rows = [(image, classes.index(group)) for image, group in rows if group in classes]
+        splits[split] = ([image for image, _ in rows], [label for _, label in rows])
+    sources = "; ".join(f"{split}: {', '.join(licence(sets[each]) for each in VENDORS[split])}" for split in VENDORS)
+    about = (
+        f"Emoji, {EMOJI_SIZE} x {EMOJI_SIZE} on white, by their subgroup in the Unicode Standard, split by vendor, so"
+    )
+    return classes, splits, f"{about} that the test is on emoji known from training in a style that is not. {sources}."
+
+
+def plain(codes: str) -> str:
+    """The code points of an emoji without the one that asks for colour, which some vendors leave out."""
+    return codes.lower().replace("-fe0f", "")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def licence(package: Path) -> str:
+    about = read_json(package / "package.json")
+    return f"{about['name']} {about['version']} ({about['license']})"
+
+
+def draw_icon(icons: dict[str, Any], name: str) -> Image.Image:
+    """An icon of an Iconify set on white."""
+    from resvg_py import svg_to_bytes  # for this data set alone
+
+    icon = icons["icons"][name]
+    width, height = (icon.get(side, icons[side]) for side in ("width", "height"))
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+    size = {"width": DRAWN, "height": DRAWN}
+    png = bytes(svg_to_bytes(svg_string=svg, background="white", skip_system_fonts=True, **size))
+    return Image.open(io.BytesIO(png)).convert("RGB").resize((EMOJI_SIZE, EMOJI_SIZE), Image.Resampling.LANCZOS)
 
 
 def packages(paths: Sequence[str | Path]) -> str:
