@@ -147,7 +147,7 @@ class Balance(nn.Module):
         """
         own = [torch.autograd.grad(terms[name], leaf, materialize_grads=True)[0] for name in self.names]
         squares = torch.stack([torch.linalg.vector_norm(each, dtype=torch.float32) ** 2 for each in own])
-        factors = torch.stack([torch.as_tensor(scales[name], device=squares.device).float() for name in self.names])
+        factors = torch.stack([squares.new_ones(()) * scales[name] for name in self.names])  # no copy to the device
         self._squares = squares if self._squares is None else self._squares + squares
         self._scales = factors
         gradient = sum(scales[name] * each for name, each in zip(self.names, own, strict=True))

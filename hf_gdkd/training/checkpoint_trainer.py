@@ -134,6 +134,16 @@ class CheckpointTrainer(LoaderTrainer):
         self.finite.note_norm(norm)
         return norm
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer's; nothing is logged, evaluated or saved after a step that is not finite.
+
+        Raises:
+            TrainingError: it was not.
+        """
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            self.finite.settle()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def not_finite(self) -> list[str]:
         """The names of weights and buffers that are NaN or infinite, of the parts that this process holds."""
         modules = nn.ModuleDict({"model": self.model, "projections": self.projections})
@@ -161,8 +171,9 @@ class CheckpointTrainer(LoaderTrainer):
         """As Trainer's.
 
         Raises:
-            TrainingError: the student could not be written, or has weights that are not finite.
+            TrainingError: the student could not be written, has weights that are not finite, or the last step was not.
         """
+        self.finite.settle()  # takes the last step back if it was not finite
         self._check_finite()
         with saving(output_dir or self.args.output_dir, self.folder):
             super().save_model(output_dir, _internal_call)

@@ -27,10 +27,16 @@ class EMA(TrainerCallback):
         self.weights: dict[str, Tensor] = {}
         self.average: dict[str, Tensor] | None = None
         self.training = False
+        self._before: tuple[int, dict[str, Tensor]] | None = None  # the last step that it took in, and what it was then
 
     def reset(self) -> None:
         """Forget an average that an interrupted training run left."""
-        self.training, self.average = False, None
+        self.training, self.average, self._before = False, None, None
+
+    def take_back(self, step: int) -> None:
+        """Make the average that of before this optimizer step, if that was taken in last."""
+        if self._before is not None and self._before[0] == step:
+            self.average, self._before = self._before[1], None
 
     def adopt(self, model: nn.Module) -> None:
         """Make the model's weights, as they are now, the average."""
@@ -61,7 +67,9 @@ class EMA(TrainerCallback):
         if self.training:
             step = state.global_step
             share = 1 - min(args.ema_decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), share)
+            self._before = step, self.average
+            average = torch._foreach_lerp(list(self.average.values()), list(self.weights.values()), share)
+            self.average = dict(zip(self.average, average, strict=True))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

@@ -48,7 +48,8 @@ class GradientRecord(TrainerCallback):
             raise InputError("record_gradients is for classes of whole images: leave it out.")
         with torch.no_grad():
             found = torch.stack(list(non_top_gradients(loss, student, teacher, labels).values()))
-            quantiles = found.quantile(found.new_tensor(QUANTILES), dim=1).T  # (terms, quantiles)
+            at = torch.tensor(QUANTILES, dtype=found.dtype).to(found.device, non_blocking=True)
+            quantiles = found.quantile(at, dim=1).T  # (terms, quantiles)
         self._waiting.append((*self._due, quantiles))
         self._due = None
 

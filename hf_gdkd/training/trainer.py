@@ -167,7 +167,7 @@ class GDKDTrainer(BatchTrainer):
         check_caches(self.teacher, loss, self.args.loss)
         if loss is not None and (num_labels := student or self.teacher.num_labels) is not None:
             loss.check_num_classes(num_labels)
-        return loss
+        return loss and loss.to(self.args.device)
 
     def _prepare_teacher(self) -> None:
         """Match the teacher to the present student and data, and put it on the run's device."""

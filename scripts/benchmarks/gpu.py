@@ -112,7 +112,7 @@ class Bench:
                 self.note(name, job, run)
 
     def guard(self, *, compiled: bool) -> None:
-        """What the NaN guard's wait for the device costs a step, by turns with a run without it."""
+        """What the NaN guard costs a step, by turns with a run without it."""
         job = self.job(DEIT, compiled=compiled, rounds=15)
         times: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(3):

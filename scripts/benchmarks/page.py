@@ -41,7 +41,7 @@ GPU = {
     ),
     "NaN guard": (
         "The NaN guard",
-        "A step with the check that waits for the device once, beside one without it, by turns.",
+        "A step with the check of losses and gradients, beside one without it, by turns.",
     ),
     "losses": (
         "Losses",

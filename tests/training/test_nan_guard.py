@@ -1,5 +1,6 @@
 """A loss or a gradient that is not finite ends the run before it reaches the weights; the state before is saved."""
 
+import json
 import math
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -7,7 +8,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import InOrder, Normed, NormedTeacher, Record, config, distil, make, make_data, weights
+from tiny_training import (
+    InOrder,
+    Normed,
+    NormedTeacher,
+    Plain,
+    Record,
+    StopAt,
+    config,
+    distil,
+    make,
+    make_data,
+    weights,
+)
 from torch import nn
 from transformers import TrainerCallback
 
@@ -139,6 +152,70 @@ class StopsAt(TrainerCallback):
             next(model.parameters()).register_hook(lambda gradient: gradient * torch.nan)
 
 
+FUSED = {"optim": "adamw_torch_fused", "learning_rate": 0.01, "lr_scheduler_type": "linear", "num_train_epochs": 2}
+FUSED |= {"logging_strategy": "no", "ema_decay": 0.9, "trainer": GDKDTrainer}
+
+
+@pytest.mark.parametrize("loss", [{"loss": "ce"}, {"loss": "gdkd+kd", "kd_weight": "auto"}])
+@pytest.mark.parametrize("bad", [2, 3, 4])  # in an epoch, its last, the first of the next
+def test_a_fused_optimizer_leaves_the_step_out_and_nobody_waits(tmp_path, bad, loss):
+    """It is found after the next step has begun; the checkpoint is that of a run that was saved before it."""
+    record, options = Record(), FUSED | loss
+    distil(tmp_path / "good", make(Spiked), callbacks=[StopAt(bad - 1)], **options)
+    with pytest.raises(TrainingError, match=f"at step {bad} the gradients are not finite.*checkpoint-{bad - 1},"):
+        distil(tmp_path / "bad", make(Spiked), callbacks=[record, StopsAt(bad - 1)], **options)
+    assert len(record.steps) == bad
+    for name in ("head.weight", "head.bias"):
+        assert torch.equal(*(step[f"body.body.{name}"] for step in record.steps[-2:]))
+    good, stopped = (tmp_path / run / f"checkpoint-{bad - 1}" for run in ("good", "bad"))
+    for name in ("model", "raw_weights", *(["projections"] if "kd_weight" in loss else [])):
+        same(*(load_file(folder / f"{name}.safetensors") for folder in (good, stopped)))
+    for name in ("optimizer.pt", "scheduler.pt"):
+        same(*(torch.load(folder / name) for folder in (good, stopped)))
+    same(*(torch.load(folder / "rng_state.pth", weights_only=False)["cpu"] for folder in (good, stopped)))
+    states = [json.loads((folder / "trainer_state.json").read_text()) for folder in (good, stopped)]
+    assert len({(state["global_step"], state["epoch"]) for state in states}) == 1
+
+
+def same(one, other):
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("when", ["logged", "saved", "saved by a callback"])
+def test_nothing_is_logged_or_saved_after_such_a_step(tmp_path, when):
+    class Saves(TrainerCallback):
+        trainer = None
+
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_save = when == "saved" and state.global_step == 2
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            if when == "saved by a callback" and state.global_step == 2:
+                self.trainer.save_state()
+
+    args = config(tmp_path, **{name: value for name, value in FUSED.items() if name != "trainer"} | {"loss": "ce"})
+    args.logging_strategy, args.logging_steps = ("steps", 2) if when == "logged" else ("no", 500)
+    trainer = GDKDTrainer(make(Plain), None, args, train_dataset=make_data(), callbacks=[saves := Saves(), StopsAt(1)])
+    saves.trainer = trainer
+    with pytest.raises(TrainingError, match="at step 2 the gradients"):
+        trainer.train()
+    assert trainer.state.log_history == [] and trainer.state.global_step == 1
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_a_first_step_that_is_left_out_leaves_no_momentum(tmp_path):
+    """Fused SGD would keep memory that it never wrote to."""
+    student = make(Plain)
+    sgd = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, fused=True)
+    args = config(tmp_path, "ce", logging_strategy="no")
+    trainer = GDKDTrainer(
+        student, None, args, train_dataset=make_data(), callbacks=[StopsAt(0)], optimizers=(sgd, None)
+    )
+    with pytest.raises(TrainingError, match="at step 1 the gradients"):
+        trainer.train()
+    assert torch.load(tmp_path / "checkpoint-0/optimizer.pt")["state"] == {}
+
+
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     """Spoiled by the optimizer itself: the good checkpoint stays, also with a limit of one."""
 
@@ -165,6 +242,7 @@ def test_a_gradient_scaler_leaves_such_steps_out_itself(scale, stops):
     guard = NaNGuard(SimpleNamespace(accelerator=accelerator, args=None))
     guard.forget()
     guard.note_norm(torch.tensor(torch.inf))
-    guard.names, guard.sums, guard.step, guard._save = ["ce"], torch.ones(1), 2, lambda found: "saved."
+    guard.names, guard.sums, guard._step = ["ce"], torch.ones(1), SimpleNamespace(number=2)
+    guard._take_back, guard._save = lambda step: None, lambda step, found: "saved."
     with pytest.raises(TrainingError, match="gradients are not finite") if stops else nullcontext():
         guard.on_pre_optimizer_step(None, None, None)
