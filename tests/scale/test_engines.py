@@ -56,11 +56,15 @@ def weights(folder: Path) -> torch.Tensor:
     return torch.cat([t.flatten() for _, t in sorted(load_file(folder / "model.safetensors").items())])
 
 
-def assert_same_run(folder: Path, reference: Path) -> None:
+def assert_same_weights(folder: Path, reference: Path) -> None:
     start = torch.cat([t.flatten() for _, t in sorted(engine_runs.vit(0).state_dict().items())])
     found, expected = weights(folder), weights(reference)
     assert (found - expected).norm() <= 1e-5 * expected.norm()
     assert (expected - start).norm() > 1e-2 * expected.norm()  # so that 1e-5 says something
+
+
+def assert_same_run(folder: Path, reference: Path) -> None:
+    assert_same_weights(folder, reference)
     logs = []
     for each in (folder, reference):
         state = json.loads((each / "checkpoint-4/trainer_state.json").read_text())
@@ -106,8 +110,10 @@ def assert_ended_before_the_spoiled_step(said: str) -> None:
     assert said.endswith("checkpoint-1` repeats the step.")
 
 
-def test_fsdp2_ends_at_a_loss_that_is_not_finite(two):
-    assert_ended_before_the_spoiled_step(two[1]["ended"]["fsdp2"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_two_processes_end_at_a_loss_that_is_not_finite(one, two, engine):
+    assert_ended_before_the_spoiled_step(two[1]["ended"][engine])
+    assert_same_weights(two[0] / f"{engine}_mended", one)
 
 
 REFUSED = {
