@@ -16,9 +16,9 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from ..errors import InputError
+from ..losses.partition import MOST_K, knee, top_mass
 
 BINS = 15  # of confidence, as in `classification_metrics`
-MOST = 20  # largest k whose mass is summed
 HISTOGRAM = 40  # bins of the entropies, from 0 to log(C)
 PIECE = 256  # images at a time
 
@@ -51,7 +51,7 @@ class Distribution:
         if not temperature > 0:
             raise InputError(f"temperature is {temperature}: use a number above 0.")
         self.num_classes, self.temperature, self.unit = num_classes, temperature, unit
-        self.ks = range(1, min(MOST, num_classes - 1) + 1)
+        self.ks = range(1, min(MOST_K, num_classes - 1) + 1)
         square, each = (num_classes, num_classes), (num_classes,)
         shapes: dict[str, tuple[int, ...]] = {
             **{"images": (), "labelled": (), "top1": (), "top5": (), "nll": (), "confidence": ()},
@@ -75,7 +75,6 @@ class Distribution:
         if bad := int((logits.isnan() | logits.isposinf()).any(1).sum()):
             raise InputError(f"the logits of {bad} images are NaN or infinite: check the model's weights.")
         sums, predicted = self.sums, logits.argmax(1)
-        largest = logits.topk(min(max(MOST, 5), self.num_classes), dim=1)
         log_norm = (logits / self.temperature).logsumexp(1, keepdim=True)
         probs = (logits / self.temperature - log_norm).exp_()
         rest = probs.scatter(1, predicted[:, None], 0.0)
@@ -90,9 +89,9 @@ class Distribution:
         sums["rest_entropy"].index_add_(0, group, entropies[1])
         places = (entropies / np.log(self.num_classes) * HISTOGRAM).long().clamp(0, HISTOGRAM - 1)
         sums["histograms"] += torch.stack([torch.bincount(each, minlength=HISTOGRAM) for each in places])
-        sums["mass"] += (largest.values / self.temperature - log_norm).exp().cumsum(1)[:, : len(self.ks)].sum(0)
+        sums["mass"] += top_mass(logits, len(self.ks), temperature=self.temperature).sum(0)
         plain_norm = logits.logsumexp(1) if self.temperature != 1 else log_norm[:, 0]
-        confidence = (largest.values[:, 0] - plain_norm).exp()
+        confidence = (logits.amax(1) - plain_norm).exp()
         sums["confidence"] += confidence.sum()
         sums["confidence_of"].index_add_(0, group, confidence)
         if labels is None:
@@ -100,7 +99,8 @@ class Distribution:
         right = predicted == labels
         sums["labelled"] += len(labels)
         sums["top1"] += right.sum()
-        sums["top5"] += (largest.indices[:, :5] == labels[:, None]).any(1).sum()
+        largest = logits.topk(min(5, self.num_classes), dim=1)
+        sums["top5"] += (largest.indices == labels[:, None]).any(1).sum()
         sums["nll"] += (plain_norm - logits.gather(1, labels[:, None])[:, 0]).sum()
         pair = labels * self.num_classes + predicted
         sums["confusions"] += torch.bincount(pair, minlength=self.num_classes**2).view(self.num_classes, -1)
@@ -177,13 +177,6 @@ class Distribution:
             "mass": self.mass,
             "knee": knee(self.mass),
         }
-
-
-def knee(mass: list[float]) -> int:
-    """The k at which the curve of masses, for k = 1, 2, ..., is highest above the line from its start to its end."""
-    values = np.asarray(mass, np.float64)
-    line = np.linspace(values[0], values[-1], len(values))
-    return int((values - line).argmax()) + 1
 
 
 def modes(average: np.ndarray, most: int = 5) -> list[list[tuple[int, float]]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 
 Groups = tuple[Tensor, ...]
+MOST_K = 20  # up to which the mass of the top k is looked at
 
 
 def top_k(logits: Tensor, k: int, *, strategy: str = "best", dim: int = -1) -> Groups:
@@ -171,3 +172,26 @@ def check_groups(groups: Sequence[Tensor], num_classes: int) -> None:
         raise InputError(f"a group holds a class outside 0 .. {num_classes - 1}.")
     if (index.sort(-1).values.diff(dim=-1) == 0).any():
         raise InputError("a class is in two groups, or twice in one: groups must be mutually exclusive.")
+
+
+def top_mass(logits: Tensor, most: int, *, temperature: float = 1.0) -> Tensor:
+    """The probability of the k largest classes together, for k = 1 to `most`: [..., most] of logits [..., C].
+
+    Examples:
+        >>> top_mass(torch.tensor([0.5, 0.2, 0.3]).log(), 2)
+        tensor([0.5000, 0.8000])
+    """
+    largest = logits.topk(most, dim=-1).values / temperature
+    return (largest - (logits / temperature).logsumexp(-1, keepdim=True)).exp().cumsum(-1)
+
+
+def knee(mass: Sequence[float]) -> int:
+    """The k at which a curve of masses, for k = 1, 2, ..., is highest above the line from its start to its end.
+
+    Examples:
+        >>> knee([0.5, 0.7, 0.9, 0.91, 0.92])
+        3
+    """
+    values = torch.tensor(mass, dtype=torch.float64)
+    line = values[0] + (values[-1] - values[0]) * torch.arange(len(values)) / max(len(values) - 1, 1)
+    return int((values - line).argmax()) + 1

@@ -13,11 +13,12 @@ from ..errors import InputError
 from ..losses import FeatureLoss
 from ..losses.combined import is_auto
 from ..models.kinds import SEGMENTER, kind_of
+from .auto_k import find_k
 from .auto_table import CNN, ROWS, TRANSFORMER, Row
 from .cached_teacher import check_caches
 from .config import GDKDConfig
 from .feature_distillation import FeatureDistillation
-from .loss_options import as_dict, as_words
+from .loss_options import as_dict, as_words, automatic_k
 from .options import LOSS_OPTIONS
 from .stopped_step import random_state, set_random_state
 from .teacher import num_labels_of
@@ -74,16 +75,18 @@ def resolve(trainer: Trainer) -> None:
     """Put explicit settings in the place of `auto` in a trainer's arguments, and print what they are.
 
     Raises:
-        InputError: no teacher, or as `choose`.
+        InputError: no teacher, or as `choose` and `find_k`.
     """
-    args = trainer.args
-    if args.loss != AUTO:
-        return
-    if trainer.teacher is None:
-        raise InputError("loss auto needs a teacher: pass teacher_model, or train without one with loss ce.")
-    choose(trainer)
-    if trainer.is_world_process_zero():
-        print("\n  ".join(args.auto_notes))
+    args, notes = trainer.args, []
+    if args.loss == AUTO:
+        if trainer.teacher is None:
+            raise InputError("loss auto needs a teacher: pass teacher_model, or train without one with loss ce.")
+        choose(trainer)
+        notes = ["\n  ".join(args.auto_notes)]
+    if trainer.teacher is not None and automatic_k(args.set_loss_options()):
+        notes += find_k(trainer)
+    if trainer.is_world_process_zero() and notes:
+        print("\n".join(notes))
 
 
 def choose(trainer: Trainer) -> None:

@@ -19,7 +19,7 @@ from ..losses.registry import keywords
 from .allowed_values import check_ranges
 from .balance import found_weights
 from .library_errors import naming_arguments
-from .loss_options import as_dict, as_words
+from .loss_options import as_dict, as_words, automatic_k
 from .options import HUB_STRATEGIES, LOSS_OPTIONS, TEACHER_DTYPES, DistillationOptions
 
 
@@ -50,6 +50,8 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
         self.loss_options = as_words(given | as_dict(self.loss_options)) or None
         if self.kd_weight is not None:
             self.kd_weight = checked_weight("kd_weight", self.kd_weight)
+        if isinstance(self.k, str) and self.k != "auto":  # a flag
+            self.k = as_dict([f"k={self.k}"])["k"]
         check_ranges(self)
         if self.teacher_dtype not in (None, *TEACHER_DTYPES):
             raise InputError(f"teacher_dtype is {self.teacher_dtype!r}: choose one of {', '.join(TEACHER_DTYPES)}.")
@@ -93,7 +95,7 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
 
     def own_copy(self) -> GDKDConfig:
         """A copy whose `auto` a trainer may resolve; without any, this itself."""
-        if self.loss != "auto":
+        if self.loss != "auto" and not automatic_k(self.set_loss_options()):
             return self
         copied = object.__new__(type(self))
         copied.__dict__ |= self.__dict__  # copy.copy would leave the Hub token out
@@ -141,10 +143,13 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
     def build_loss(self) -> DistillationLoss | None:
         """The distillation loss; None for "ce", and for "auto" until a trainer has found what it stands for.
 
+        An automatic k that no trainer has found yet is 2, which suits every loss.
+
         Raises:
             InputError: unknown loss, an option that the loss does not take, or a value out of range.
         """
         options = self.set_loss_options()
+        options |= dict.fromkeys(automatic_k(options), 2)
         if self.loss == "auto":
             return None
         if self.loss != "ce":

@@ -42,3 +42,13 @@ def as_words(options: Mapping[str, Any]) -> list[str]:
         for name, value in options.items()
         if value is not None
     ]
+
+
+def automatic_k(options: Mapping[str, Any]) -> list[str]:
+    """The names of options that are a k, of all losses or of one, that is found before training.
+
+    Examples:
+        >>> automatic_k({"gdkd.k": "auto", "k": 3, "gdkd.weight": "auto"})
+        ['gdkd.k']
+    """
+    return [name for name, value in options.items() if name.rpartition(".")[2] == "k" and value == "auto"]

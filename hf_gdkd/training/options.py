@@ -61,7 +61,7 @@ class LossOptions:
     )
     temperature: float | None = _option(None, "Temperature T > 0 of the softmaxes (crd: of the similarities).")
     temperatures: list[float] | None = _option(None, "Temperatures that mlkd sums over.")
-    k: int | None = _option(None, "Classes in the top group: 1 to C-1 (gdkd), 2 to C-1 (gdkd3).")
+    k: int | str | None = _option(None, "Classes in the top group, below C (gdkd, gdkd3), or auto.")
     threshold: float | None = _option(
         None,
         "Choose k for each sample (gdkd): a class is in the top group if its probability is at least this many times "

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import InputError
 from .config import GDKDConfig
-from .loss_options import as_dict, as_words
+from .loss_options import as_dict, as_words, automatic_k
 from .options import LOSS_OPTIONS
 
 ARGUMENTS_FILE = "arguments.json"
@@ -71,14 +71,21 @@ def keep_found(args: GDKDConfig, earlier: Mapping[str, Any]) -> None:
         args: what is set beside `auto` stays.
         earlier: the settings of the run.
     """
-    if args.loss != "auto" or "loss" not in earlier:
-        return
-    for name in ("loss", "ce_weight", "kd_weight", *LOSS_OPTIONS):
-        if getattr(args, name) in (None, "auto"):
-            setattr(args, name, earlier.get(name))
-    args.loss_options = as_words(as_dict(earlier.get("loss_options")) | as_dict(args.loss_options)) or None
-    args.complete_loss()
-    args.auto_notes = ["loss auto was resolved when the run began."]
+    before = as_dict(earlier.get("loss_options"))
+    if args.loss == "auto" and "loss" in earlier:
+        for name in ("loss", "ce_weight", "kd_weight", *LOSS_OPTIONS):
+            if getattr(args, name) is None or name == "loss":
+                setattr(args, name, earlier.get(name))
+        args.loss_options = as_words(before | as_dict(args.loss_options)) or None
+        args.auto_notes.append("loss auto was resolved when the run began.")
+    if names := automatic_k(args.set_loss_options()):
+        args.k = earlier.get("k", "auto") if args.k == "auto" else args.k
+        own = as_dict(args.loss_options)
+        own |= {name: before[name] for name in names if name in own and name in before}
+        args.loss_options = as_words(own) or None
+        args.auto_notes.append(f"{names[0]} auto was found when the run began.")
+    if args.loss != "auto":
+        args.complete_loss()
 
 
 def write_arguments(checkpoint: str | Path, args: GDKDConfig, kept: Mapping[str, Any]) -> None:

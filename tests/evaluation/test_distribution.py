@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from hf_gdkd.errors import InputError
-from hf_gdkd.evaluation.distribution import Distribution, clusters, knee, modes
+from hf_gdkd.evaluation.distribution import Distribution, clusters, modes
 from hf_gdkd.evaluation.metrics import classification_metrics
+from hf_gdkd.losses.partition import knee
 
 CLASSES = 6
 

@@ -46,7 +46,7 @@ RARE = frozenset(
     crop_size scale_range reduce_labels id2label palette window
     """.split()
 )
-_METAVARS = {"int": "N", "float": "X", "float | str": "X", "bool": ""}
+_METAVARS = {"int": "N", "float": "X", "float | str": "X", "int | str": "N", "bool": ""}
 
 
 def show_help(command: str, argv: Sequence[str] | None = None) -> None:
