@@ -50,8 +50,10 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
         self.loss_options = as_words(given | as_dict(self.loss_options)) or None
         if self.kd_weight is not None:
             self.kd_weight = checked_weight("kd_weight", self.kd_weight)
-        if isinstance(self.k, str) and self.k != "auto":  # a flag
-            self.k = as_dict([f"k={self.k}"])["k"]
+        if isinstance(self.k, str) and self.k != "auto":
+            if not self.k.isdigit():
+                raise InputError(f"k is {self.k}: use a whole number of at least 1, or auto.")
+            self.k = int(self.k)
         check_ranges(self)
         if self.teacher_dtype not in (None, *TEACHER_DTYPES):
             raise InputError(f"teacher_dtype is {self.teacher_dtype!r}: choose one of {', '.join(TEACHER_DTYPES)}.")

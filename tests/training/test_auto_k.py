@@ -116,8 +116,8 @@ def test_of_label_maps(tmp_path):
 
 @pytest.mark.parametrize("loss, options, said", [
     ("dist", {"k": "auto"}, "the loss 'dist' takes no option 'k'"),
-    ("gdkd", {"k": "many"}, "k is many: expected a whole number"),
-    ("gdkd", {"k": "2.5"}, "k is 2.5: expected a whole number"),
+    ("gdkd", {"k": "many"}, "k is many: use a whole number of at least 1, or auto"),
+    ("gdkd", {"k": "2.5"}, "k is 2.5: use a whole number"),
     ("gdkd", {"k": "auto", "strategy": "worst"}, "k is auto, which is for the teacher's best classes"),
     ("gdkd", {"k": "auto", "class_k": [1, 1, 1, 1, 1]}, "class_k says how many classes are in the top group"),
 ])  # fmt: skip
