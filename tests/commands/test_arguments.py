@@ -280,7 +280,7 @@ def test_run_says_one_sentence(capsys):
         run(lambda: parse([*MODELS, "--k", "many"]))
     out, err = capsys.readouterr()
     assert caught.value.code == 2
-    assert out == "" and err == "error: argument --k: invalid int value: 'many'; --help all lists the flags.\n"
+    assert out == "" and err == "error: k is many: use a whole number of at least 1, or auto.\n"
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, capsys):
