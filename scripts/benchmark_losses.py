@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from hf_gdkd.evaluation.peak_memory import peak_mb_during
 from hf_gdkd.losses import LOSSES, build_loss
 from hf_gdkd.scripts.benchmarks.rows import cpu_name
 
@@ -133,30 +134,10 @@ def milliseconds(loss: Loss, student: Tensor, teacher: Tensor, labels: Tensor) -
 
 
 def peak_mb(loss: Loss, student: Tensor, teacher: Tensor, labels: Tensor) -> float:
-    """Most MB (1e6 bytes) that one forward and backward holds beyond its input.
-
-    From the allocator on CUDA; on a CPU from the allocations and releases that the profiler records.
-    """
+    """Most MB (1e6 bytes) that one forward and backward holds beyond its input."""
     for _ in range(3):
         milliseconds(loss, student, teacher, labels)
-    if student.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        milliseconds(loss, student, teacher, labels)
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        milliseconds(loss, student, teacher, labels)
-    return peak_mb_of(profile)
-
-
-def peak_mb_of(profile: torch.profiler.profile) -> float:
-    """Most MB that tensors on a CPU held during a profile with `profile_memory`, beyond those there before it."""
-    held = peak = 0
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak / 1e6
+    return peak_mb_during(lambda: milliseconds(loss, student, teacher, labels), student.device)
 
 
 def quantiles(name: str, values: list[float]) -> dict[str, float]:

@@ -50,8 +50,9 @@ from hf_gdkd.comparison.tables import write_report
 from hf_gdkd.data.loading import Data
 from hf_gdkd.data.opened import Opened
 from hf_gdkd.errors import TrainingError
+from hf_gdkd.evaluation.peak_memory import peak_mb_during
 from hf_gdkd.scripts import distill
-from hf_gdkd.scripts.benchmark_losses import peak_mb_of, provenance
+from hf_gdkd.scripts.benchmark_losses import provenance
 from hf_gdkd.tasks.registry import task_of
 from hf_gdkd.training.teacher import Teacher
 
@@ -63,13 +64,7 @@ def train(job: Job) -> Metrics:
 
 def peak(job: Job) -> Metrics:
     """The most MB (1e6 bytes) that tensors held in a run of a few steps: models, optimizer, batch, activations."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        train(job)
-        return {"peak_mb": torch.cuda.max_memory_allocated() / 1e6}
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        train(job)
-    return {"peak_mb": peak_mb_of(profile)}
+    return {"peak_mb": peak_mb_during(lambda: train(job), "cuda" if torch.cuda.is_available() else "cpu")}
 
 
 def test(job: Job) -> Metrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from ..data.teacher_cache import TeacherCache
 from ..losses import build_loss
 from ..training.teacher import Teacher, logits_of
+from .peak_memory import peak_mb_during
 from .report import Report
 
 TIMED = 5  # batches, after one to warm up
@@ -21,33 +23,41 @@ TIMED = 5  # batches, after one to warm up
 def describe_costs(
     report: Report, models: Mapping[str, Teacher], classes: int, *, batch_size: int, device: torch.device
 ) -> dict[str, Any]:
-    """Add what a training step costs with the teacher and with a cache of it; returns milliseconds and megabytes."""
+    """Add what a training step costs with the live teacher and with a cache of it; returns the numbers of each part.
+
+    These are milliseconds (the median, and the slowest) and megabytes: the peak of what is allocated, with the
+    weights of the models that take part and, for a step, the two moments that AdamW keeps of each of the student's.
+    """
     teacher, student = models["teacher"], models.get("student")
-    costs = {
-        "teacher, live": _forward(teacher, batch_size, device),
-        "teacher, from a cache": _reading(classes, batch_size),
-    }
-    if student is not None:
-        costs["student, forward and backward"] = _training(student, classes, batch_size, device)
+    costs = {}
+    with tempfile.TemporaryDirectory() as folder:
+        live, cached = _forward(teacher, batch_size, device), _reading(folder, classes, batch_size)
+        costs["teacher, live"] = _measured(live, device, _megabytes(teacher))
+        costs["teacher, from a cache"] = _measured(cached, device)
+        if student is not None:
+            step, kept = _step(student, classes, batch_size, device), 3 * _megabytes(student)
+            student.model.requires_grad_(True)
+            costs["student, forward and backward"] = _measured(step, device, kept)
+            costs["a step, live"] = _measured(lambda: (live(), step()), device, kept + _megabytes(teacher))
+            costs["a step, from a cache"] = _measured(lambda: (cached(), step()), device, kept)
+            student.model.requires_grad_(False)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    rows = [[name, *each.values()] for name, each in costs.items()]
-    note = "memory is the peak" if device.type == "cuda" else "memory is that of weights and logits"
     report.table(
-        f"What a batch of {batch_size} images costs here ({where}); {note}",
-        ["part of a step", "milliseconds (median)", "slowest", "MB"],
-        rows,
+        f"What a batch of {batch_size} images costs here ({where}), the update of the weights left out",
+        ["part of a step", "milliseconds (median)", "slowest", "peak memory, MB"],
+        [[name, *each.values()] for name, each in costs.items()],
     )
     return {"batch_size": batch_size, "device": where, "parts": costs}
 
 
-def _forward(model: Teacher, batch_size: int, device: torch.device) -> dict[str, float]:
+def _forward(model: Teacher, batch_size: int, device: torch.device) -> Callable[[], Any]:
     model.to(device)
     pixels = torch.zeros(batch_size, 3, *model.view.size, device=device)
-    return _timed(lambda: model({"pixel_values": pixels}), model, device)
+    return lambda: model({"pixel_values": pixels})
 
 
-def _training(model: Teacher, classes: int, batch_size: int, device: torch.device) -> dict[str, float]:
-    """A step without the optimizer; the model is frozen again afterwards."""
+def _step(model: Teacher, classes: int, batch_size: int, device: torch.device) -> Callable[[], Any]:
+    """A student's forward and backward pass, of which no gradient stays."""
     model.to(device)
     loss, other = build_loss("kd"), torch.zeros(batch_size, classes, device=device)
     first = next(model.model.parameters())
@@ -56,41 +66,30 @@ def _training(model: Teacher, classes: int, batch_size: int, device: torch.devic
     def step() -> None:
         logits = logits_of(model.model(pixels)).float()
         loss(logits if model.columns is None else logits.index_select(1, model.columns), other).backward()
-
-    model.model.requires_grad_(True)
-    try:
-        return _timed(step, model, device)
-    finally:
         model.model.zero_grad()
-        model.model.requires_grad_(False)
+
+    return step
 
 
-def _reading(classes: int, batch_size: int) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as folder:
-        rows = list(range(batch_size))
-        TeacherCache(folder, {}, rows=batch_size, classes=classes, views=1).record(
-            rows, [0] * batch_size, np.random.default_rng(0).normal(size=(batch_size, classes))
-        )
-        cache = TeacherCache.open(folder)
-        times = _times(lambda: cache.read(rows, [0] * batch_size), lambda: None)
-    return times | {"megabytes": cache.size(batch_size) / 1e6}
+def _reading(folder: str, classes: int, batch_size: int) -> Callable[[], Any]:
+    rows, views = list(range(batch_size)), [0] * batch_size
+    cache = TeacherCache(folder, {}, rows=batch_size, classes=classes, views=1)
+    cache.record(rows, views, np.random.default_rng(0).normal(size=(batch_size, classes)))
+    cache = TeacherCache.open(folder)
+    return lambda: torch.from_numpy(cache.read(rows, views)[0]).clone()
 
 
-def _timed(work: Callable[[], Any], model: Teacher, device: torch.device) -> dict[str, float]:
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
-    times = _times(work, (lambda: torch.cuda.synchronize(device)) if on_gpu else (lambda: None))
-    weights = sum(each.nbytes for each in model.model.parameters())
-    return times | {"megabytes": (torch.cuda.max_memory_allocated(device) if on_gpu else weights) / 1e6}
+def _megabytes(model: Teacher) -> float:
+    return sum(each.nbytes for each in model.model.parameters()) / 1e6
 
 
-def _times(work: Callable[[], Any], wait: Callable[[], Any]) -> dict[str, float]:
-    times = []
-    for _ in range(TIMED + 1):
+def _measured(work: Callable[[], Any], device: torch.device, kept: float = 0.0) -> dict[str, float]:
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    megabytes, times = peak_mb_during(work, device) + kept, []  # which also warms up
+    for _ in range(TIMED):
         wait()
         start = time.perf_counter()
         work()
         wait()
         times.append(1000 * (time.perf_counter() - start))
-    return {"milliseconds": float(np.median(times[1:])), "slowest": max(times[1:])}
+    return {"milliseconds": float(np.median(times)), "slowest": max(times), "megabytes": megabytes}
