@@ -48,6 +48,7 @@ runs/data/emoji/about.md: | setup
 results: runs/data/fashion-mnist/about.md runs/data/glyphs/about.md
 	$(BIN)/python scripts/compare.py scripts/compare/fashion-mnist.yaml scripts/compare/glyphs.yaml \
 		--reported scripts/compare/reported.yaml --report RESULTS.md --workers 2
+	$(BIN)/python -m hf_gdkd.comparison.gains results
 
 results-cache: runs/data/fashion-mnist/about.md runs/data/glyphs/about.md
 	$(BIN)/python scripts/compare.py scripts/compare/cache-fashion-mnist.yaml scripts/compare/cache-glyphs.yaml \
@@ -63,6 +64,7 @@ runs/data/fashion-scenes/about.md: | setup
 
 results-segmentation: runs/data/fashion-scenes/about.md
 	$(BIN)/python scripts/compare.py scripts/compare/fashion-scenes.yaml --report RESULTS.md --workers 2
+	$(BIN)/python -m hf_gdkd.comparison.gains results
 
 docs: setup
 	$(BIN)/mkdocs build --strict

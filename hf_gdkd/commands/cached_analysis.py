@@ -25,7 +25,7 @@ from ..evaluation.distribution import Distribution
 from ..evaluation.report import Report
 from ..evaluation.teacher_report import describe_teacher
 from .arguments.distill_flags import DistillArguments
-from .report_folder import distill_command, save_averages, subject
+from .report_folder import DEFAULT_EPOCHS, distill_command, save_averages, subject
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,9 @@ def analyze_cache(options: Namespace, wanted: DistillArguments) -> dict[str, Any
         return numbers
     report = Report(f"Teacher: {options.teacher}", f"{found.images:,} images of {shown}")
     numbers |= describe_teacher(report, found, names)
-    numbers["advice"] = advise(report, found, found, distill_command(options, wanted))
+    numbers["advice"] = advise(
+        report, found, found, distill_command(options, wanted), epochs=DEFAULT_EPOCHS, features=False
+    )
     save_averages(options.output_dir, found)
     report.write(options.output_dir, numbers)
     return numbers

@@ -25,10 +25,11 @@ from ..evaluation.views_report import describe_views
 from ..models.heads import class_names
 from ..models.label_map import load_label_map
 from ..models.loading import pin_revision
+from ..training.auto_loss import family_of
 from ..training.teacher import Teacher
 from .arguments.distill_flags import DistillArguments
 from .cached_analysis import cached_distribution
-from .report_folder import distill_command, save_averages, subject
+from .report_folder import DEFAULT_EPOCHS, distill_command, save_averages, subject
 
 AUGMENTED_ROWS = 5000  # at most, for the predictions of strongly augmented images
 
@@ -71,7 +72,11 @@ def analyze_images(options: Namespace, wanted: DistillArguments) -> dict[str, An
         numbers["comparison"] = describe_student(
             report, differences, distributions, models, data.eval, names, **pass_options
         )
-    numbers["advice"] = advise(report, found, augmented or found, distill_command(options, wanted))
+    numbers["advice"] = advise(
+        report, found, augmented or found, distill_command(options, wanted), epochs=DEFAULT_EPOCHS,
+        features=options.teacher_cache is None,
+        student=family_of(models["student"].model) if "student" in models else None,
+    )  # fmt: skip
     numbers["cost"] = describe_costs(report, models, len(names), **pass_options)
     describe_views(report, models, data.eval, names, crop_scale=data.crop_scale, flip=data.flip)
     save_averages(options.output_dir, found)

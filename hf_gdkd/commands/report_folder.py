@@ -13,8 +13,10 @@ import numpy as np
 from ..errors import InputError
 from ..evaluation.distribution import Distribution
 from ..publishing.reports import weights_digest
-from .arguments.distill_flags import DistillArguments
+from .arguments.distill_flags import TRAINING_DEFAULTS, DistillArguments
 from .evaluated_data import trained_with
+
+DEFAULT_EPOCHS = TRAINING_DEFAULTS["num_train_epochs"]
 
 
 def check_output(folder: Path) -> None:

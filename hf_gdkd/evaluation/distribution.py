@@ -26,9 +26,9 @@ PIECE = 256  # images at a time
 class Distribution:
     """Sums over images of a classifier's predictions; memory does not grow with the number of images, but with C².
 
-    Images are grouped by label, or without labels by the class that is predicted. Accuracy, calibration and confidence
-    are at temperature 1, the rest at `temperature`. "The rest" of a prediction is it without its largest entry, which
-    differs from image to image.
+    Images are grouped by label, or without labels by the class that is predicted. Accuracy, calibration, confidence
+    and the masses of the largest classes are at temperature 1, the rest at `temperature`. "The rest" of a prediction
+    is it without its largest entry, which differs from image to image.
 
     >>> import torch
     >>> found = Distribution(3)
@@ -38,7 +38,7 @@ class Distribution:
 
     Args:
         num_classes: C, at least 3.
-        temperature: T > 0 of the averages, the entropies and the masses.
+        temperature: T > 0 of the averages and the entropies.
         unit: what is classified, for the words of a report: images or pixels.
 
     Raises:
@@ -89,7 +89,7 @@ class Distribution:
         sums["rest_entropy"].index_add_(0, group, entropies[1])
         places = (entropies / np.log(self.num_classes) * HISTOGRAM).long().clamp(0, HISTOGRAM - 1)
         sums["histograms"] += torch.stack([torch.bincount(each, minlength=HISTOGRAM) for each in places])
-        sums["mass"] += top_mass(logits, len(self.ks), temperature=self.temperature).sum(0)
+        sums["mass"] += top_mass(logits, len(self.ks)).sum(0)
         plain_norm = logits.logsumexp(1) if self.temperature != 1 else log_norm[:, 0]
         confidence = (logits.amax(1) - plain_norm).exp()
         sums["confidence"] += confidence.sum()

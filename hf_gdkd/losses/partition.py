@@ -174,15 +174,14 @@ def check_groups(groups: Sequence[Tensor], num_classes: int) -> None:
         raise InputError("a class is in two groups, or twice in one: groups must be mutually exclusive.")
 
 
-def top_mass(logits: Tensor, most: int, *, temperature: float = 1.0) -> Tensor:
+def top_mass(logits: Tensor, most: int) -> Tensor:
     """The probability of the k largest classes together, for k = 1 to `most`: [..., most] of logits [..., C].
 
     Examples:
         >>> top_mass(torch.tensor([0.5, 0.2, 0.3]).log(), 2)
         tensor([0.5000, 0.8000])
     """
-    largest = logits.topk(most, dim=-1).values / temperature
-    return (largest - (logits / temperature).logsumexp(-1, keepdim=True)).exp().cumsum(-1)
+    return (logits.topk(most, dim=-1).values - logits.logsumexp(-1, keepdim=True)).exp().cumsum(-1)
 
 
 def knee(mass: Sequence[float]) -> int:

@@ -63,7 +63,8 @@ def report_as_pushed(folder: str | Path) -> dict[str, bytes]:
     """The files of a report by name: of local files and folders only the last part of their names is in them."""
     folder, numbers = Path(folder), read_report(folder)
     words = [numbers.get(name) for name in ("teacher", "student", "dataset")]
-    words += shlex.split(numbers.get("advice", {}).get("command", ""))
+    for command in numbers.get("advice", {}).get("commands", {}).values():
+        words += shlex.split(command)
     local = {word for word in words if word and os.sep in word and (os.path.isabs(word) or Path(word).exists())}
     found = {}
     for name, escape in ((PAGE, html.escape), (NUMBERS, lambda word: json.dumps(word)[1:-1])):

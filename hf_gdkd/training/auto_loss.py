@@ -48,9 +48,7 @@ class Run(NamedTuple):
         return cls(family_of(trainer.model), classes, epochs, args.ce_weight != 0, maps)
 
     def suits(self, row: Row) -> bool:
-        inside = row.classes[0] <= self.classes <= row.classes[1] and row.epochs[0] <= self.epochs < row.epochs[1]
-        alike = row.student in (None, self.student) and row.labels in (None, self.labels) and row.maps == self.maps
-        return inside and alike
+        return row.suits(*self)
 
     def __str__(self) -> str:
         said = [self.student]

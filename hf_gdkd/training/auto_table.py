@@ -26,6 +26,11 @@ class Row(NamedTuple):
     maps: bool = False
     """Whether each pixel has a class."""
 
+    def suits(self, student: str, classes: float, epochs: float, labels: bool, maps: bool) -> bool:
+        """Whether this is for such a run."""
+        inside = self.classes[0] <= classes <= self.classes[1] and self.epochs[0] <= epochs < self.epochs[1]
+        return inside and self.student in (None, student) and self.labels in (None, labels) and self.maps == maps
+
 
 PROTOTYPES = (
     "this project's trials on Fashion-MNIST (6,000 images) and glyphs (6,200), one to three seeds: untuned, first or "

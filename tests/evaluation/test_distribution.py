@@ -21,7 +21,7 @@ def sample():
 
 
 def loops(logits, labels, temperature):
-    """The same, one image and one class after the other."""
+    """The same, one image and one class after the other; the mass of the largest is at temperature 1."""
     groups = {name: np.zeros((CLASSES, CLASSES)) for name in ("prediction", "rest", "renormalized")}
     counts, mass = np.zeros(CLASSES), np.zeros(CLASSES - 1)
     entropy, rest_entropy = 0.0, 0.0
@@ -38,8 +38,9 @@ def loops(logits, labels, temperature):
                 groups["rest"][label, i] += p
                 groups["renormalized"][label, i] += p / others
                 rest_entropy -= p / others * math.log(p / others)
+        plain = sorted((math.exp(z) for z in row), reverse=True)
         for k in range(1, CLASSES):
-            mass[k - 1] += sum(sorted(probs, reverse=True)[:k])
+            mass[k - 1] += sum(plain[:k]) / sum(plain)
     averages = {
         name: np.stack([g[c] / counts[c] if counts[c] else g[c] * np.nan for c in range(CLASSES)])
         for name, g in groups.items()
