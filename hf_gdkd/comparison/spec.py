@@ -188,8 +188,12 @@ class Comparison:
     def tuning(self) -> list[Job]:
         if self.cached:
             return []
-        tuned = [row for row, trials in self.losses.items() if len(trials) > 1]
-        return [job for student in self.students for row in tuned for job in self.trials_of(student, row)]
+        return [job for student in self.students for row in self.tuned_rows for job in self.trials_of(student, row)]
+
+    @property
+    def tuned_rows(self) -> list[str]:
+        """The rows with several trials; the only one of a row is its setting as it is."""
+        return [row for row, trials in self.losses.items() if len(trials) > 1]
 
     def chosen(self, student: str, row: str) -> Settings:
         """The trial that was best on the validation rows; the first of several."""
@@ -268,7 +272,7 @@ class Comparison:
         trials = [
             Trial(student, row, trial, job.metrics().get(self.metric), trial == self.chosen(student, row))
             for student in (() if self.cached else self.students)
-            for row in self.losses
+            for row in self.tuned_rows
             for trial, job in zip(self.losses[row], self.trials_of(student, row), strict=True)
         ]
         return Section(

@@ -32,9 +32,10 @@ JUDGED = ("gdkd", "gdkd3")  # the losses that the sentences are about
 
 HOW_TO_READ = """\
 - Every loss had the same number of trials for every student, judged by one run each on rows that are no part of the
-  test split. What is no option of a loss (learning rate, epochs, ...) was not tuned and is the same for all; a row that
-  differs in it has it in its setting. The best trial was then trained with every seed, which draws the training rows,
-  their order, the first weights and the augmentation. The test split was read once, when all runs had ended.
+  test split; a row with one setting only, such as one that finds its weights by itself, was not tuned. What is no
+  option of a loss (learning rate, epochs, ...) was not tuned and is the same for all; a row that differs in it has it
+  in its setting. The best trial was then trained with every seed, which draws the training rows, their order, the first
+  weights and the augmentation. The test split was read once, when all runs had ended.
 - *Settings tuned elsewhere* are those that were best on another data set, trained here as they are.
 - *Last* is the last epoch. *Best* is the epoch that was best on the held-out rows: it was not chosen by the test split,
   as best epochs in the literature mostly are. Both are {metric} in %, mean ± standard deviation over seeds.
@@ -120,7 +121,8 @@ def heading(section: Section) -> list[str]:
 
 def shown(settings: Mapping[str, Any]) -> str:
     """Settings as a reader wants them."""
-    return ", ".join(f"{key} {value}" for key, value in settings.items() if key != "loss") or "as it is"
+    words = {key: " ".join(value) if key == "loss_options" else f"{key} {value}" for key, value in settings.items()}
+    return ", ".join(each for key, each in words.items() if key != "loss") or "as it is"
 
 
 def percent(by_seed: Mapping[int, float]) -> str:

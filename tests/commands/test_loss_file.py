@@ -84,7 +84,7 @@ def test_settings_from_a_file_run_no_code(file):
         build_loss("logit_matching")
 
 
-def test_it_trains_from_the_command_line_on_digits(file):
+def test_it_trains_from_the_command_line_on_digits(file, capsys):
     """A loss in one file, a student on the embedded digits: no other file is touched."""
     from hf_gdkd.scripts import distill
 
@@ -99,3 +99,11 @@ def test_it_trains_from_the_command_line_on_digits(file):
     recipe = (folder / "student/recipe.yaml").read_text()
     assert "loss: logit_matching" in recipe and "loss_file" not in recipe
     assert "--loss_file" in (folder / "student/README.md").read_text()  # the command that repeats the run
+
+    capsys.readouterr()
+    both = ["--loss", "logit_matching+dist", "--loss_options", "logit_matching.weight=auto", "--logging_steps", "1"]
+    distill.main([*words, "--loss_file", str(file), *both, "--output_dir", f"{folder}/both"])
+    said = capsys.readouterr().out
+    assert "'share/logit_matching': " in said and "'weight/logit_matching': " in said and "weight/dist" not in said
+    assert "(auto × logit_matching + 1.0 × dist)" in (folder / "both/README.md").read_text()
+    assert "- logit_matching.weight=auto" in (folder / "both/recipe.yaml").read_text()

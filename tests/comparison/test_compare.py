@@ -123,7 +123,7 @@ def test_a_setting_from_elsewhere_is_compared_with_the_one_tuned_here():
     "change, says",
     [
         ({"trials": 3}, "ce has 2 trials, and trials is 3"),
-        ({"losses": SPEC["losses"] | {"gdkd": [{"k": 3}]}}, "gdkd has 1 trials"),
+        ({"losses": SPEC["losses"] | {"gdkd": [{"k": 2}, {"k": 3}, {"k": 4}]}}, "gdkd has 3 trials"),
         ({"losses": {"ce": SPEC["losses"]["ce"]}}, "losses lacks kd"),
         ({"validation": {"eval_split": "test"}}, "validation would look at the test split test"),
         ({"validation": {}}, "validation would look at the test split"),
@@ -297,3 +297,22 @@ def test_a_row_is_repeated_with_its_reported_setting(runs, call, tmp_path, capsy
     with pytest.raises(SystemExit) as end:
         compare.main([str(tmp_path / "a.yaml"), *again])
     assert end.value.code == 1
+
+
+def test_rows_with_several_losses_and_with_auto(runs, tmp_path):
+    """A list of losses is what it is in a settings file, in the runs, the report and its CSV; `auto` is not tuned."""
+    both = [{"loss": [{"name": "gdkd", "k": k, "weight": "auto"}, {"name": "fitnet", "weight": 30}]} for k in (3, 5)]
+    spec = SPEC | {"losses": SPEC["losses"] | {"gdkd and fitnet": both, "auto": [{}]}}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(spec))
+    report = ["--output_dir", str(tmp_path / "runs"), "--report", str(tmp_path / "RESULTS.md")]
+    compare.main([str(tmp_path / "a.yaml"), *report])
+    trained = [flags for kind, flags in runs.take() if kind == "train" and "max_steps" not in flags]
+    losses = [flags["loss"] for flags in trained]
+    assert losses.count("gdkd+fitnet") == 2 * (2 + 3) and losses.count("auto") == 2 * 3
+    setting = "gdkd.k=3 gdkd.weight=auto fitnet.weight=30"
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "was not tuned" in text and "diverged" not in text and "| cnn | auto |" not in text
+    assert f"| gdkd and fitnet | {setting} | 70.10 ± 0.10 |" in text and "| auto | as it is | 70.10 ± 0.10 |" in text
+    again = ["--output_dir", str(tmp_path / "again"), *report[2:], "--repeat", "cnn", "gdkd and fitnet"]
+    compare.main([str(tmp_path / "a.yaml"), *again])
+    assert [flags["loss"] for _, flags in runs.take()].count("gdkd+fitnet") == 3 + 3  # trained and tested

@@ -28,7 +28,9 @@ def card(tmp_path, monkeypatch):
         ViTConfig().save_pretrained(name)
 
     def write(metrics=NUMBERS, dataset="photos", repo=None, origin=None, **options):
-        args = GDKDConfig(loss="gdkd", output_dir="student", use_cpu=True, report_to="none", **options)
+        notes, options = options.pop("auto_notes", []), {"loss": "gdkd"} | options
+        args = GDKDConfig(output_dir="student", use_cpu=True, report_to="none", **options)
+        args.auto_notes = notes
         data = Data(dataset, Dataset.from_dict({}), Dataset.from_dict({"a": range(2000)}), "test", ["cat", "dog"])
         origin = origin or Origin(
             "facebook/deit-tiny-patch16-224", True, [(str(tmp_path / "a/teacher"), None), ("b/teacher", "main")],
@@ -129,6 +131,19 @@ def test_nothing_of_the_template_is_left(card):
     for metrics in ({}, NUMBERS, NUMBERS | {"agreement": 0.5, "teachers": {"a": NUMBERS, "b": NUMBERS}}):
         text = card(metrics)
         assert not re.search(r"{{|{%|None|Undefined|\n\n\n", text.split("---\n", 2)[2])
+
+
+def test_the_losses_of_a_combination_with_their_weights_and_what_was_found(card):
+    options = ["gdkd.k=1", "gdkd.weight=auto:2", "fitnet.weight=auto"]
+    found = {"auto_notes": ["loss auto (a CNN) stands for this", "because of that."]}
+    text = card(loss="gdkd+fitnet", loss_options=options, temperature=2.0, ce_weight=0.5, kd_weight=3.0, **found)
+    assert "with the loss `gdkd+fitnet` of" in text
+    assert "0.5 × cross-entropy + 3.0 × (auto:2 × gdkd + 30.0 × fitnet), where\n\n- gdkd = 0.5 × high + 1" in text
+    assert "with temperature 2.0, k 1," in text and "\n- fitnet = 1 × fitnet with normalize True" in text
+    said = (
+        "These settings were found before training:\n\n- loss auto (a CNN) stands for this\n- because of that.\n\n## "
+    )
+    assert said in text and not re.search(r"{{|{%|None|Undefined|\n\n\n", text.split("---\n", 2)[2])
 
 
 def test_a_card_is_written_completely_or_not_at_all(card, monkeypatch):
