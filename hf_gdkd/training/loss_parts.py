@@ -57,6 +57,11 @@ class LossParts:
         return list(self._on_features.values())
 
     @property
+    def reads_features(self) -> bool:
+        """Whether a loss is on features, which are those of the models' last forward passes."""
+        return bool(self._on_features)
+
+    @property
     def deaf(self) -> bool:
         """Whether a loss on features still waits for `listen`."""
         return len(self._listening) < len(self._on_features)

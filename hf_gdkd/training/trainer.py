@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from ..models.kinds import kind_of
 from ..models.segmentation import segment
 from .auto_loss import resolve
 from .balance import Balance, BalanceSteps, found_weights, total
-from .batches import COLUMNS, BatchTrainer
+from .batches import COLUMNS
 from .cached_teacher import CachedTeacher, check_caches
 from .config import GDKDConfig
 from .distributed import check_engine, name_blocks, place_teacher
@@ -26,12 +26,11 @@ from .loss_log import LossLog
 from .loss_parts import LossParts, Sums, Terms, logged
 from .teacher import Ensemble, Teacher, logits_of, num_labels_of
 from .teacher_matching import check_apart, match_to_student, student_view, teachers_of, to_teacher
+from .teacher_passes import TeacherTrainer
 from .trainer_arguments import check_arguments
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-class GDKDTrainer(BatchTrainer):
+class GDKDTrainer(TeacherTrainer):
     """Distil `teacher_model` into `model`.
 
     One optimizer step is the same however its batch is split into micro-batches and processes, because every loss
@@ -207,8 +206,7 @@ class GDKDTrainer(BatchTrainer):
             loss = summed_ce(logits, labels, self._ignore_index) / own.divisor(size_of_map(labels))
             return (loss, {"logits": logits}) if return_outputs else loss
 
-        # state.epoch counts micro-batches: where the last is ragged, it depends on how the steps are split.
-        ramp = self.args.ramp(self.state.global_step / self.steps_per_epoch)
+        ramp = self.ramp()
         distils = self.teacher is not None and ramp * self.args.kd_factor > 0
         tries = self.teacher is not None and not self._tried  # so that what is wrong is said at once
         sums: dict[str, Sums] = {}
@@ -220,8 +218,7 @@ class GDKDTrainer(BatchTrainer):
             balance = self.balance if distils else None
             logits = student_logits if balance is None else student_logits.detach().requires_grad_()
             if distils or tries:
-                with self._autocast():
-                    teacher_logits = self.teacher(inputs)
+                teacher_logits = self.ask_teacher(inputs)
                 with nullcontext() if distils else torch.no_grad():
                     sums = self.parts.sums(
                         logits, teacher_logits, labels, ignore_index=self._ignore_index,
@@ -255,11 +252,6 @@ class GDKDTrainer(BatchTrainer):
         if getattr(self.model, "auxiliary_head", None) is None or not isinstance(self.model, PreTrainedModel):
             return logits_of(model(pixels)), []
         return segment(model, pixels)
-
-    def _autocast(self) -> AbstractContextManager:
-        """The run's mixed precision, in which the teacher runs too unless it has a precision of its own."""
-        dtype = AUTOCAST.get(self.accelerator.mixed_precision)
-        return nullcontext() if dtype is None else torch.autocast(self.args.device.type, dtype)
 
     def _remember(self, terms: Terms, ramp: float, rows: Tensor | None) -> None:
         """Add this micro-batch's terms to the running sums, on the device, without a synchronisation."""

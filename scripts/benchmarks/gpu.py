@@ -123,6 +123,16 @@ class Bench:
         cost = [with_ - without for with_, without in zip(times[True], times[False], strict=True)]
         self.rows.add("NaN guard", "its cost", cost, setting=setting)
 
+    def micro_batches(self) -> None:
+        """A step of four micro-batches of 64 images, over which the teacher runs once, or one by one, by turns."""
+        job = replace(self.job(DEIT, rounds=15), micro_batches=4)
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(3):
+            for at_once in times:
+                times[at_once].append(statistics.mean(steps.by_trainer(job, "gdkd", at_once=at_once)))
+        against = ("one by one", times[False])
+        self.rows.add("teacher's passes", "once a step", times[True], setting=f"{DEIT}, eager, 4 x 64", against=against)
+
     def loss(self, shape: tuple[int, ...], dtype: torch.dtype, name: str = "gdkd", *, compiled: bool = True) -> None:
         """The GPU's time, and the least traffic in it (both logits read, the gradient written) beside the bandwidth."""
         shape = (2, shape[1], *(2 for _ in shape[2:])) if self.tiny else shape
@@ -175,6 +185,7 @@ class Bench:
         yield "eager steps", 60, partial(self.trainer, DEIT, ["gdkd", "kd", "ce", "cached", "dist"], compiled=False)
         yield "other loops, eager", 30, partial(self.others, compiled=False)
         yield "eager NaN guard", 30, partial(self.guard, compiled=False)
+        yield "teacher once for 4 micro-batches", 40, self.micro_batches
         yield "compiled steps", 90, partial(self.trainer, DEIT, ["gdkd", "cached", "ce", "kd"], compiled=True)
         yield "other loops, compiled", 60, partial(self.others, compiled=True)
         yield "compiled NaN guard", 40, partial(self.guard, compiled=True)

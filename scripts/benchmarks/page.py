@@ -43,6 +43,10 @@ GPU = {
         "The NaN guard",
         "A step with the check of losses and gradients, beside one without it, by turns.",
     ),
+    "teacher's passes": (
+        "The teacher's passes over micro-batches",
+        "A step whose teacher runs once over its four micro-batches of 64 images, beside one where it runs four times.",
+    ),
     "losses": (
         "Losses",
         "The GPU's time for forward and backward of the loss alone; classes are in dimension 1.",

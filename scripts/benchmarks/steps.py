@@ -39,6 +39,7 @@ class Job:
     bf16: bool = False
     compiled: bool = False
     logging_steps: int = 0
+    micro_batches: int = 1  # of a step, into which the batch is split
 
     @property
     def device(self) -> torch.device:
@@ -74,8 +75,18 @@ class Clock(TrainerCallback):
         return [(end - start) * 1e3 for start, end in pairs]
 
 
-def by_trainer(job: Job, loss: str, *, cached: bool = False, guarded: bool = True) -> list[float]:
-    """GDKDTrainer's steps, with the teacher's logits `cached` in the batch or not, and with the NaN guard or not."""
+def by_trainer(
+    job: Job, loss: str, *, cached: bool = False, guarded: bool = True, at_once: bool | None = None
+) -> list[float]:
+    """GDKDTrainer's steps.
+
+    Args:
+        job: what a step is of.
+        loss: its name.
+        cached: whether the teacher's logits are in the batch.
+        guarded: whether the NaN guard looks.
+        at_once: whether the teacher runs once for all micro-batches of a step; None: as GDKDTrainer does.
+    """
     batch, teacher = job.batch, None if loss == "ce" else job.teacher
     with tempfile.TemporaryDirectory() as folder:
         if cached:
@@ -85,6 +96,7 @@ def by_trainer(job: Job, loss: str, *, cached: bool = False, guarded: bool = Tru
             teacher = CachedTeacher(TeacherCache(folder, {}, **size), lambda: None)
         args = GDKDConfig(loss=loss, torch_compile=job.compiled, **_arguments(job, folder))
         trainer = GDKDTrainer(job.student, teacher, args, **_data(job, batch))
+        trainer._asks_at_once = trainer._asks_at_once if at_once is None else at_once
         if not guarded:
             trainer.callback_handler.callbacks.remove(trainer.finite)
             trainer.finite.note = lambda *args: None
@@ -131,17 +143,19 @@ def _arguments(job: Job, folder: str) -> dict[str, object]:
         learning_rate=LEARNING_RATE, optim="adamw_torch_fused", lr_scheduler_type="linear", save_strategy="no",
         logging_strategy="steps" if job.logging_steps else "no", logging_steps=job.logging_steps or 1,
         report_to="none", disable_tqdm=True, dataloader_pin_memory=False, remove_unused_columns=False, bf16=job.bf16,
-        use_cpu=job.device.type == "cpu",
+        use_cpu=job.device.type == "cpu", gradient_accumulation_steps=job.micro_batches,
     )  # fmt: skip
 
 
 def _data(job: Job, batch: dict[str, Tensor]) -> dict[str, object]:
-    """One item of the data set is a whole batch; the losses on features ask for two, and want two images."""
+    """One item of the data set is a micro-batch; the losses on features ask for two, and want two images."""
+    parts = {name: value.chunk(job.micro_batches) for name, value in batch.items()}
+    step = [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
     def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         return items[0] if len(items) == 1 else {name: value[:2] for name, value in items[0].items()}
 
-    return {"train_dataset": [batch] * (job.warm_up + job.steps), "data_collator": collate}
+    return {"train_dataset": step * (job.warm_up + job.steps), "data_collator": collate}
 
 
 def _train(trainer: Trainer, job: Job) -> list[float]:
