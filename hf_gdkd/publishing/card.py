@@ -127,6 +127,7 @@ def write_card(
         auto_notes=args.auto_notes,
         on_hub=repo is not None,
         ce_weight=args.ce_weight,
+        binary=args.binary_cross_entropy,
         kd_weight=args.kd_weight,
         kd_factor=args.kd_factor,
         dataset=dataset,

@@ -20,6 +20,7 @@ from .allowed_values import check_ranges
 from .balance import found_weights
 from .library_errors import naming_arguments
 from .loss_options import as_dict, as_words, automatic_k
+from .optimizers import timm_optimizer
 from .options import HUB_STRATEGIES, LOSS_OPTIONS, TEACHER_DTYPES, DistillationOptions
 
 
@@ -55,6 +56,10 @@ class GDKDConfig(DistillationOptions, TrainingArguments):
                 raise InputError(f"k is {self.k}: use a whole number of at least 1, or auto.")
             self.k = int(self.k)
         check_ranges(self)
+        if self.timm_optimizer is not None:
+            timm_optimizer(self.timm_optimizer)
+        if self.binary_cross_entropy and self.class_weights:
+            raise InputError("binary_cross_entropy has no class_weights: leave one of them out.")
         if self.teacher_dtype not in (None, *TEACHER_DTYPES):
             raise InputError(f"teacher_dtype is {self.teacher_dtype!r}: choose one of {', '.join(TEACHER_DTYPES)}.")
         if self.hub_strategy not in HUB_STRATEGIES:

@@ -25,7 +25,7 @@ def check_engine(accelerator: Accelerator, args: GDKDConfig) -> None:
 
     Raises:
         InputError: FSDP that Accelerate left out; FSDP1; FSDP or ZeRO-3 that would not save the student whole, or keep
-            it where it cannot be measured; a moving average under FSDP or DeepSpeed.
+            it where it cannot be measured; a moving average, or an optimizer of timm, under FSDP or DeepSpeed.
     """
     fsdp = getattr(accelerator.state, "fsdp_plugin", None)
     zero = getattr(accelerator.state, "deepspeed_plugin", None)
@@ -47,6 +47,8 @@ def check_engine(accelerator: Accelerator, args: GDKDConfig) -> None:
             "ZeRO-3 would leave no model.safetensors of the student: set zero3_save_16bit_model to true, as "
             f"scripts/accelerate/deepspeed_zero3.yaml does, or {gather} in a config of DeepSpeed's own."
         )
+    if args.timm_optimizer is not None and (fsdp or zero):
+        raise InputError("timm_optimizer needs whole tensors on each device: leave it out, or train with DDP.")
     if args.ema_decay is not None and (fsdp or zero):
         raise InputError("ema_decay needs the student's whole weights on each device: leave it out, or train with DDP.")
 

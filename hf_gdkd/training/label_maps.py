@@ -118,18 +118,33 @@ def check_alike(logits: Tensor, labels: Tensor | None) -> None:
         )
 
 
-def summed_ce(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE, **options: Any) -> Tensor:
+def summed_ce(
+    logits: Tensor, labels: Tensor, ignore_index: int = IGNORE, *, binary: bool = False, **options: Any
+) -> Tensor:
     """The cross-entropy, summed over the samples, or over the pixels that count of maps.
 
     Args:
         logits: (N, C), or (N, C, h, w), which are resized to the resolution of the labels.
         labels: (N), soft (N, C), or maps (N, H, W).
         ignore_index: class of the pixels that do not count.
+        binary: that of each class by itself, and their mean over the classes.
         **options: of `torch.nn.functional.cross_entropy`.
     """
+    if binary:
+        return _summed_binary_ce(logits.float(), labels, options.get("label_smoothing", 0.0))
     if (size := size_of_map(labels)) is not None:
         options["ignore_index"] = ignore_index
     return F.cross_entropy(logits_at(logits, size).float(), labels, reduction="sum", **options)
+
+
+def _summed_binary_ce(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """As timm's BinaryCrossEntropy, whose mean over the samples and classes this is times the number of samples."""
+    if logits.ndim != 2:
+        raise InputError("binary_cross_entropy is for classes of whole images, not of pixels: leave it out.")
+    classes = logits.shape[1]
+    shares = labels if labels.is_floating_point() else F.one_hot(labels, classes)
+    shares = shares * (1 - smoothing) + smoothing / classes
+    return F.binary_cross_entropy_with_logits(logits, shares.to(logits.dtype), reduction="sum") / classes
 
 
 def summed_ces(

@@ -12,7 +12,10 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from transformers import PreTrainedModel, TrainingArguments
 
+from .config import GDKDConfig
 from .library_errors import StrictTrainer
+from .loss_options import as_dict
+from .optimizers import timm_optimizer
 from .overrides import check_overridden
 
 PROJECTIONS_FILE = "projections.safetensors"
@@ -41,6 +44,15 @@ class OptimizationTrainer(StrictTrainer):
             groups[:] = [group for group in groups if not any(id(p) in old for p in group["params"])]
             for p in old.values():
                 self.optimizer.state.pop(p, None)
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: GDKDConfig, model: nn.Module | None = None) -> tuple[Any, Any]:
+        """As Trainer's, or the optimizer of timm that `timm_optimizer` names, with `optim_args`."""
+        if args.timm_optimizer is None:
+            return StrictTrainer.get_optimizer_cls_and_kwargs(args, model)
+        words = (args.optim_args or "").replace(" ", "").split(",")
+        options = as_dict([word for word in words if word], "optim_args", "max_grad_norm=1.0")
+        return timm_optimizer(args.timm_optimizer), {"lr": args.learning_rate, **options}
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)

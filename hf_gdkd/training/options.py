@@ -107,6 +107,9 @@ class LossOptions:
     class_weights: list[float] | None = _option(
         None, "Weight of each class in the cross-entropy, which stays a mean over samples; unset: 1."
     )
+    binary_cross_entropy: bool = _option(
+        False, "A cross-entropy of each class by itself, yes or no, and their mean, in place of the softmax's."
+    )
     ignore_incorrect: bool = _option(
         False,
         "Distil only where the teacher is right: elsewhere the distillation loss is 0, and the cross-entropy stays.",
@@ -123,6 +126,9 @@ class LossOptions:
 class TrainingOptions:
     """Training"""
 
+    timm_optimizer: str | None = _option(
+        None, "An optimizer of timm, such as lamb, in place of --optim; --optim_args are passed to it."
+    )
     lr_decay_epochs: list[float] | None = _option(
         None, "Epochs at whose end the learning rate is multiplied by lr_decay_rate; with lr_scheduler_type constant."
     )

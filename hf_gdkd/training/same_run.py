@@ -24,9 +24,18 @@ ARGUMENTS_FILE = "arguments.json"
 KEPT_ARGUMENTS = (
     *("loss", "loss_options", *LOSS_OPTIONS),
     *("ce_weight", "kd_weight", "kd_warmup_epochs", "kd_skip_epochs", "class_weights", "label_smoothing_factor"),
-    *("ignore_incorrect", "resize_logits"),
+    *("binary_cross_entropy", "ignore_incorrect", "resize_logits"),
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "lr_decay_epochs", "lr_decay_rate"),
-    *("optim", "optim_args", "weight_decay", "decay_all_weights", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *(
+        "optim",
+        "timm_optimizer",
+        "optim_args",
+        "weight_decay",
+        "decay_all_weights",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+    ),
     *("max_grad_norm", "ema_decay", "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last"),
 )
 # What else the commands note in recipe.yaml: models, data and augmentation.

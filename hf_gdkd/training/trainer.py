@@ -231,9 +231,9 @@ class GDKDTrainer(TeacherTrainer):
         values: dict[str, Tensor] = {}
         scales: dict[str, float | Tensor] = dict.fromkeys(("ce", AUXILIARY), self.args.ce_weight)
         if labels is not None:
-            at, smoothing = size_of_map(labels), self.args.label_smoothing_factor
-            options = {"weight": self.class_weights, "label_smoothing": smoothing}
-            found = summed_ces(logits, auxiliary, labels, self._ignore_index, **options)
+            at = size_of_map(labels)
+            options = {"binary": self.args.binary_cross_entropy, "label_smoothing": self.args.label_smoothing_factor}
+            found = summed_ces(logits, auxiliary, labels, self._ignore_index, weight=self.class_weights, **options)
             values = {name: ce * (processes / step.divisor(at)) for name, ce in found.items()}
             terms.append(({"ce": sum(found.values())}, own.labels(at)))
         if distils:

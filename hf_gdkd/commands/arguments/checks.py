@@ -62,7 +62,9 @@ def _check_task(script: DistillArguments, args: GDKDConfig) -> None:
             "a teacher cache holds the logits of whole images, and those of each pixel would take megabytes for every "
             "view of an image (19 classes at 256 x 256: 2.5 MB): leave --teacher_cache out."
         )
-    unset = vars(DistillArguments()) | {"resize_logits": False, "record_gradients": False}
+    unset = vars(DistillArguments()) | dict.fromkeys(
+        ("resize_logits", "record_gradients", "binary_cross_entropy"), False
+    )
     for task, flags in TASK_FLAGS.items():
         for name in flags if task != script.task else ():
             if (getattr(args, name) if hasattr(args, name) else getattr(script, name)) != unset[name]:

@@ -43,7 +43,7 @@ TASK_FLAGS: dict[str, tuple[str, ...]] = {
     "image-classification": (
         *("label_free", "streaming", "shuffle_buffer"),
         *("crop_scale", "crop_padding", "auto_augment", "random_erasing", "cutout", "exact_decoding"),
-        *("mixup_alpha", "cutmix_alpha", "record_gradients"),
+        *("mixup_alpha", "cutmix_alpha", "record_gradients", "binary_cross_entropy"),
     ),
     "semantic-segmentation": (
         *("crop_size", "scale_range", "reduce_labels", "id2label", "palette", "window", "resize_logits"),

@@ -37,12 +37,13 @@ RARE = frozenset(
     """
     cache_dtype cache_views loss_options normalize stages
     loss_file teacher_weights teacher_revision student_revision allow_weak_teacher dataset_config dataset_revision
-    student_config image_column label_column crop_padding random_erasing cutout exact_decoding repeated_augmentation
+    image_column label_column crop_padding random_erasing cutout exact_decoding repeated_augmentation
     license temperatures alpha_temperature multiplier gradient_scaling mask_ratio
     threshold class_k coupled gamma kl strategy partition mask_samples mask_classes student_layers
     teacher_layers distance_weight angle_weight embedding_size class_weights kd_skip_epochs lr_decay_epochs
     lr_decay_rate decay_all_weights teacher_dtype shard_teacher dataloader_timeout hub_strategy
     logging_nan_inf_filter remove_unused_columns train_rows profile record_gradients ignore_incorrect resize_logits
+    student_config shuffle_buffer timm_optimizer binary_cross_entropy
     crop_size scale_range reduce_labels id2label palette window
     """.split()
 )
