@@ -26,6 +26,7 @@ from hf_gdkd.commands.arguments.parsing import parse
 from hf_gdkd.commands.arguments.settings_file import command_line, run_settings
 from hf_gdkd.commands.build import training_data
 from hf_gdkd.commands.finishing import finish
+from hf_gdkd.commands.presets import settle_preset
 from hf_gdkd.commands.running import quiet, run
 from hf_gdkd.commands.start_up import StartUp
 from hf_gdkd.commands.student import build_student
@@ -72,6 +73,7 @@ def distil(script: DistillArguments, args: GDKDConfig, command: str, start_up: S
     start_up.done("data")
     script.dataset_revision = data.revision
     check_storage(script, args)
+    settle_preset(script, args, 0 if script.streaming else len(data.train))
     set_views(script, args, 0 if script.streaming else len(data.train))
     earlier = checkpoint and read_run_settings(Path(checkpoint).parent)
     if earlier:

@@ -25,6 +25,7 @@ from ..training.dataloader_workers import default_workers
 from ..training.run_files import SETTINGS_FILE, write_run_settings
 from .arguments.parsing import parse
 from .build import training_data
+from .presets import settle_preset
 from .teachers import cache_settings, name_classes, prepare_teachers, set_views
 
 TIMED = 3  # batches
@@ -138,6 +139,7 @@ def _prepare(folder: str, flags: Sequence[str], *, record: bool = True) -> _Work
     name_classes(script, data)
     commit = pin_revision(*script.teachers()[0])
     script.teacher_revision = commit and [commit]
+    settle_preset(script, args, len(data.train))
     set_views(script, args, len(data.train), trains=False)
     source = {"revision": commit, "trust_remote_code": script.trust_remote_code}
     view = View(load_processor(script.teacher[0], **source))

@@ -22,7 +22,7 @@ COMMANDS = {
     "compare": "Compare losses fairly, as a YAML file describes.",
     "replay": "Repeat the step at which a run was stopped by a loss or a gradient that is not finite.",
     "losses": "List every loss with its paper, its options and their defaults.",
-    "recipes": "List the paper's experiments, which `hf-gdkd distill --recipe` runs.",
+    "recipes": "List the paper's experiments (`hf-gdkd distill --recipe`), and presets (`--preset`).",
 }
 
 

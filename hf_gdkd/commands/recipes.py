@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..models.cifar import NAMES
+from ..training.preset_table import listing as preset_listing
 from .segmentation_recipes import segmentation_recipes
 
 Settings = dict[str, Any]
@@ -213,11 +214,12 @@ def check_teacher_is_trained(teachers: Sequence[str] | None) -> None:
 
 
 def listing() -> str:
-    """The names, under the losses that have published options there and what is left at the defaults."""
+    """The names, under the losses that have published options there and what is left at the defaults; presets last."""
     groups: dict[str, list[str]] = {}
     for name, found in RECIPES.items():
         missing = [] if "ce" in found.losses else [loss for loss in CIFAR100_LOSSES if loss not in found.losses]
         missing += [found.unpublished] if found.unpublished else []
         left = f" (not published, at this project's defaults: {', '.join(missing)})" if missing else ""
         groups.setdefault(f"--loss {', '.join(found.losses)}{left}", []).append(name)
-    return "\n\n".join("\n  ".join([losses, *names]) for losses, names in groups.items())
+    recipes = ["\n  ".join([losses, *names]) for losses, names in groups.items()]
+    return "\n\n".join([*recipes, preset_listing()])

@@ -18,6 +18,7 @@ from hf_gdkd.commands.arguments.parsing import parse
 from hf_gdkd.commands.recipes import CIFAR100_LOSSES, RECIPES, listing, recipe_settings
 from hf_gdkd.errors import InputError
 from hf_gdkd.models.loading import load_model
+from hf_gdkd.training.preset_table import PRESETS
 
 ROOT = Path(__file__).parents[2]
 FACTS = Path(__file__).with_name("recipes.md").read_text(encoding="utf-8")
@@ -212,7 +213,9 @@ def test_the_list_names_every_recipe_without_a_heavy_import(tmp_path):
     command = [sys.executable, str(ROOT / "scripts/distill.py"), "--list_recipes"]
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     assert done.returncode == 0 and done.stderr == "" and done.stdout == listing() + "\n"
-    assert set(RECIPES) == {line.strip() for line in done.stdout.splitlines() if line.startswith("  ")}
+    recipes, _, presets = done.stdout.partition("\n--preset: ")
+    assert set(RECIPES) == {line.strip() for line in recipes.splitlines() if line.startswith("  ")}
+    assert {line.split()[0] for line in presets.splitlines()[1:]} == set(PRESETS)
     assert "not published, at this project's defaults: kd --standardize global, gdkd3, mlkd" in done.stdout
 
 

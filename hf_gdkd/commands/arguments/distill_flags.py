@@ -124,6 +124,7 @@ class AugmentationArguments:
 class RunArguments:
     """Run"""
 
+    preset: str | None = _field(None, "A whole recipe: usi, vanilla, funmatch, ml-dr or fast.")
     loss_file: str | None = _field(
         None, "Python file to run first: it registers a loss of your own, which --loss names."
     )
@@ -136,6 +137,8 @@ class RunArguments:
 @dataclass
 class DistillArguments(RunArguments, AugmentationArguments, DataArguments, ModelArguments):
     """The models and the data of one run; the loss and the training are GDKDConfig's."""
+
+    given: frozenset[str] = field(default=frozenset(), init=False)  # beside a preset, what the user has set
 
     def teachers(self) -> list[tuple[str, str | None]]:
         """Name and revision of every teacher; a local one beside one of the Hub has the revision "none"."""

@@ -15,6 +15,7 @@ from ...errors import InputError, first_sentence
 from ...publishing.wording import WORDINGS
 from ...training.config import GDKDConfig
 from ..loss_file import run_loss_file
+from ..presets import given_names, preset_flags
 from ..recipes import recipe_settings
 from .checks import check_arguments
 from .distill_flags import TASK_DEFAULTS, TRAINING_DEFAULTS, DistillArguments
@@ -49,9 +50,11 @@ def parse(argv: Sequence[str] | None = None, *, needs_student: bool = True) -> t
     if flags.config is not None:
         settings = read_settings(flags.config)
         with _naming(flags.config, settings, argv):
-            return _parse(parser, settings, argv, needs_student)
+            return _with_preset(parser, settings, argv, needs_student)
     recipe = {} if flags.recipe is None else recipe_settings(flags.recipe, flags.loss, flags.standardize)
-    return _parse(parser, recipe, argv, needs_student)
+    if recipe and flags.preset is not None:
+        raise InputError("--preset and --recipe are alternatives: use one of them.")
+    return _with_preset(parser, recipe, argv, needs_student)
 
 
 def _at_home(argv: Sequence[str]) -> list[str]:
@@ -66,9 +69,8 @@ def _naming(path: str, settings: Mapping[str, Any], argv: Sequence[str]) -> Iter
     try:
         yield
     except InputError as error:
-        flags = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv}
         words = set(re.findall(r"\w+", str(error)))
-        if words & (settings.keys() - flags):
+        if words & (settings.keys() - _named(argv)):
             raise InputError(f"{path}: {error}") from error
         raise
 
@@ -84,6 +86,27 @@ def _with_flags(parser: _Parser, settings: Mapping[str, Any], argv: list[str]) -
     if parser.parse_known_args(words)[0].loss != settings.get("loss", parser.get_default("loss")):
         return _with_flags(parser, {**settings, "loss_options": None}, argv)
     return [*words, "--loss_options", *settings["loss_options"], *(parser.parse_known_args(argv)[0].loss_options or [])]
+
+
+def _with_preset(
+    parser: _Parser, settings: Mapping[str, Any], argv: list[str], needs_student: bool
+) -> tuple[DistillArguments, GDKDConfig]:
+    """As `_parse`, with the settings of a preset beneath those of the user."""
+    flags = parser.parse_known_args(_with_flags(parser, settings, argv))[0]
+    if flags.preset is None:
+        return _parse(parser, settings, argv, needs_student)
+    given = given_names(flags, settings.keys() | _named(argv))
+    preset = preset_flags(flags, given)
+    config = preset.pop("student_config", [])  # the user's values too
+    words = [*argv, "--student_config", *config] if config else argv
+    script, args = _parse(parser, preset | dict(settings), words, needs_student)
+    script.given = given
+    return script, args
+
+
+def _named(argv: Sequence[str]) -> set[str]:
+    """The names of the flags among these words."""
+    return {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
 
 
 def _parse(
