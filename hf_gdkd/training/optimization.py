@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
 
 from .config import GDKDConfig
 from .library_errors import StrictTrainer
@@ -45,15 +45,6 @@ class OptimizationTrainer(StrictTrainer):
             for p in old.values():
                 self.optimizer.state.pop(p, None)
 
-    @staticmethod
-    def get_optimizer_cls_and_kwargs(args: GDKDConfig, model: nn.Module | None = None) -> tuple[Any, Any]:
-        """As Trainer's, or the optimizer of timm that `timm_optimizer` names, with `optim_args`."""
-        if args.timm_optimizer is None:
-            return StrictTrainer.get_optimizer_cls_and_kwargs(args, model)
-        words = (args.optim_args or "").replace(" ", "").split(",")
-        options = as_dict([word for word in words if word], "optim_args", "max_grad_norm=1.0")
-        return timm_optimizer(args.timm_optimizer), {"lr": args.learning_rate, **options}
-
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -65,8 +56,15 @@ class OptimizationTrainer(StrictTrainer):
         return optimizer
 
     @staticmethod
-    def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: PreTrainedModel | None = None) -> tuple[Any, Any]:
-        """As Trainer's; on a GPU, SGD is the fused one, which can leave out a step without the host's help."""
+    def get_optimizer_cls_and_kwargs(args: GDKDConfig, model: PreTrainedModel | None = None) -> tuple[Any, Any]:
+        """As Trainer's, or the optimizer of timm that `timm_optimizer` names, with `optim_args`.
+
+        On a GPU, SGD is the fused one, which can leave out a step without the host's help.
+        """
+        if args.timm_optimizer is not None:
+            words = [word for word in (args.optim_args or "").replace(" ", "").split(",") if word]
+            options = as_dict(words, "optim_args", "max_grad_norm=1.0")
+            return timm_optimizer(args.timm_optimizer), {"lr": args.learning_rate, **options}
         optimizer, options = StrictTrainer.get_optimizer_cls_and_kwargs(args, model)
         return optimizer, options | {"fused": True} if optimizer is SGD and args.device.type == "cuda" else options
 
