@@ -25,6 +25,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_gdkd.commands.running import run
+from hf_gdkd.evaluation.report import PAGE
+from hf_gdkd.publishing.reports import FOLDER
 from hf_gdkd.publishing.wording import CLASSIFICATION, SEGMENTATION, WORDINGS
 from hf_gdkd.scripts import analyze, distill, evaluate
 from hf_gdkd.training.run_files import JUDGED, PICTURE, SEGMENTATION_PICTURE
@@ -92,16 +94,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             with redirect_stdout(log):
                 rows.append(train(demo, folder, model, loss, options.epochs or demo.epochs[model]))
         if demo.analyzed is not None:
-            student = ["--student", str(rows[demo.analyzed]["folder"])]
+            student = rows[demo.analyzed]["folder"]
+            report = student / FOLDER  # which a push of the student takes along
             with redirect_stdout(log):
-                analyze.main(["--teacher", str(rows[0]["folder"]), *student, "--output_dir", str(folder / "report")])
+                analyze.main(
+                    ["--teacher", str(rows[0]["folder"]), "--student", str(student), "--output_dir", str(report)]
+                )
     table = as_markdown(demo, rows)
     (folder / "demo.md").write_text(f"{table}\n\n{demo.caution}\n", encoding="utf-8")
     draw(demo, rows, folder / "demo.png")
     print(f"\n{table}\n\n{demo.caution}")
     print(f"{time.perf_counter() - start:.0f} s; the table is in {folder}/demo.md, the picture in {folder}/demo.png")
     if demo.analyzed is not None:
-        print(f"What the teacher predicts, and what a student did not learn of it: {folder}/report/index.html")
+        print(f"What the teacher predicts, and what a student did not learn of it: {report / PAGE}")
 
 
 def train(demo: Demo, folder: Path, model: str, loss: str, epochs: str) -> dict[str, object]:

@@ -20,9 +20,10 @@ from ..publishing.card import Origin, license_of, write_card
 from ..publishing.upload import push
 from ..tasks import task_of
 from ..training.cached_teacher import CachedTeacher
-from ..training.run_files import best_and_last, draw_training, ms_per_step, write_metrics
+from ..training.run_files import best_and_last, ms_per_step, write_metrics
 from ..training.teacher import Teacher
 from ..training.trainer import GDKDTrainer
+from ..training.training_picture import draw_training, examples_of
 from .arguments.distill_flags import DistillArguments
 
 logger = logging.getLogger(__name__)
@@ -93,9 +94,13 @@ def finish(
         with _reported("the picture of the answers was not drawn"):
             task.draw(Path(folder), trainer.model, view, teachers, data, script.window)
         write()
+    examples = []
+    with _reported("no crops were drawn"):
+        examples = examples_of(trainer, view)
     if trainer.is_world_process_zero():
         with _reported("the picture of the training was not drawn"):
-            draw_training(folder, trainer.state.log_history, f"{folder}: {args.loss} on {data.name}")
+            title = f"{folder}: {args.loss} on {data.name}"
+            draw_training(folder, trainer.state.log_history, title, examples, data.label_names)
         if judged in metrics:
             print(f"{folder}: {judged} {metrics[judged]:.2%} on {data.name} ({data.eval_split})")
         if metrics.get("bad_images"):

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Self
 
+import numpy as np
 import torch
 from PIL import Image as PILImage
 from torch import Tensor
@@ -120,6 +121,11 @@ class View:
         """Pixel values of what `resize` made (N, 3, H, W), on its device: the same on any."""
         mean, std = (each.to(pixels.device, non_blocking=True).view(3, 1, 1) for each in (self.mean, self.std))
         return pixels.float().sub_(mean).div_(std)
+
+    def colours(self, pixels: Tensor) -> np.ndarray:
+        """The picture (H, W, 3; RGB, 0 to 1) of pixel values (3, H, W)."""
+        values = (pixels * self.std.view(3, 1, 1) + self.mean.view(3, 1, 1)) / 255
+        return values[torch.tensor(self.channels).argsort()].permute(1, 2, 0).clamp(0, 1).numpy()
 
     def _resize_one(self, crop: PILImage.Image) -> Tensor:
         return TF.pil_to_tensor(self._resize(crop)) if self.on_pil else self._resize(TF.pil_to_tensor(crop))

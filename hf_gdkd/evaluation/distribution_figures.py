@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..training.style import OTHER, STUDENT, TEACHER, style
+from ..training.style import OTHER, STUDENT, TEACHER, short, style
 from .distribution import BINS, HISTOGRAM, Distribution
 
 SHOWN = 6  # classes in a figure of averages
@@ -65,11 +65,6 @@ def _bars(axes: Axes, values: np.ndarray, names: Sequence[str], title: str) -> N
         axes.annotate(short(names[i]), (i, values[i]), (0, 1), textcoords="offset points", ha=align, fontsize=7)
     axes.set(title=title, xlim=(-0.7, len(values) - 0.3), ylim=(0, 1.2 * max(values.max(), 1e-12)))
     axes.set_xticks(range(len(values)) if len(values) <= 12 else np.linspace(0, len(values) - 1, 6).astype(int))
-
-
-def short(name: str, most: int = 18) -> str:
-    """A name that fits into a figure."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def draw_mass(by_name: dict[str, Distribution]) -> Figure:

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image as PILImage
 from sklearn.manifold import TSNE
 
-from ..training.style import LINES, OTHER, STUDENT, TEACHER, style
+from ..training.style import LINES, OTHER, STUDENT, TEACHER, short, style
 from .differences import CASES, Difference, Differences
-from .distribution_figures import short
 from .robustness import CORRUPTIONS
 
 SHOWN = 30  # classes

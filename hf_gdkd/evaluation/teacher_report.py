@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..training.style import short
 from .distribution import Distribution, clusters, modes
 from .distribution_figures import (
     chosen_classes,
@@ -16,7 +17,6 @@ from .distribution_figures import (
     draw_mass,
     draw_predictions,
     draw_rest,
-    short,
 )
 from .report import Report
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
 
@@ -63,12 +62,7 @@ def same_crops(
     )
     chosen = np.linspace(0, len(rows) - 1, min(CROPS, len(rows))).round().astype(int).tolist()
     samples = Augmented(rows, transform, seed=0).__getitems__(chosen)
-    return {role: [_colours(sample[keys[role]], views[role]) for sample in samples] for role in views}
-
-
-def _colours(pixels: torch.Tensor, view: View) -> np.ndarray:
-    colours = (pixels * view.std.view(3, 1, 1) + view.mean.view(3, 1, 1)) / 255
-    return colours[torch.tensor(view.channels).argsort()].permute(1, 2, 0).clamp(0, 1).numpy()
+    return {role: [views[role].colours(sample[keys[role]]) for sample in samples] for role in views}
 
 
 def draw_crops(crops: Mapping[str, Sequence[np.ndarray]]) -> Figure:

@@ -19,8 +19,6 @@ GRADIENTS_FILE, GRADIENTS_PICTURE = "gradients.json", "gradients.png"  # with re
 RUN_FILES = (SETTINGS_FILE, METRICS_FILE, PICTURE, SEGMENTATION_PICTURE, GRADIENTS_FILE, GRADIENTS_PICTURE, CARD)
 JUDGED = {"agreement": "agreement with the teacher", "mean_iou": "mean IoU", "top1": "top-1 accuracy"}
 
-_NOT_PARTS = {"loss", "epoch", "step", "learning_rate", "grad_norm", "kd_ramp", "data_wait"}
-
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -92,44 +90,3 @@ def ms_per_step(seconds: float, state: TrainerState, begun: int = 0) -> float | 
     evaluating = sum(row.get("eval_runtime", 0.0) for row in state.log_history if row["step"] > begun)
     steps = state.global_step - begun
     return 1000 * (seconds - evaluating) / steps if steps > 0 else None
-
-
-def draw_training(folder: str | Path, log_history: Sequence[Mapping[str, float]], title: str) -> None:
-    """Draw training.png over epochs: the loss and its parts, the evaluations' metric (one of `JUDGED`), and the shares.
-
-    The shares of the gradient are drawn where the run logged them: for several losses, and automatic weights.
-    """
-    from matplotlib.figure import Figure
-
-    from .style import style
-
-    training = [row for row in log_history if "loss" in row]
-    judged = next((key for key in JUDGED if any(f"eval_{key}" in row for row in log_history)), "top1")
-    evaluations = [row for row in log_history if f"eval_{judged}" in row]
-    with style(), replacing(Path(folder, PICTURE)) as part:
-        every = dict.fromkeys(name for row in training for name in row if name not in _NOT_PARTS)
-        shares = [name for name in every if name.startswith("share/")]
-        names = [name for name in every if not name.startswith(("share/", "weight/"))]
-        figure = Figure(figsize=(15 if shares else 10, 4), layout="constrained")
-        left, right, *more = figure.subplots(1, 3 if shares else 2)
-        for name in ["loss", *names]:
-            rows = [row for row in training if name in row]
-            line = {"color": "black", "linewidth": 2} if name == "loss" else {"linewidth": 1.2}
-            left.plot([row["epoch"] for row in rows], [row[name] for row in rows], label=name, **line)
-        left.set(xlabel="epoch", ylabel="mean over samples", title="loss (weighted total) and its parts (unweighted)")
-        if min((row["loss"] for row in training), default=0) > 0:
-            left.set_yscale("log")
-        left.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-        right.plot(
-            [row["epoch"] for row in evaluations], [100 * row[f"eval_{judged}"] for row in evaluations], marker="."
-        )
-        right.set(xlabel="epoch", ylabel=f"{JUDGED[judged]}, %", title="evaluation")
-        for axes in more:
-            rows = [row for row in training if shares[0] in row]
-            parts = [[row[name] for row in rows] for name in shares]
-            labels = [name.removeprefix("share/") for name in shares]
-            axes.stackplot([row["epoch"] for row in rows], parts, labels=labels)
-            axes.set(xlabel="epoch", ylabel="share", ylim=(0, 1), title="shares of the gradient at the logits")
-            axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-        figure.suptitle(title)
-        figure.savefig(part, dpi=120)

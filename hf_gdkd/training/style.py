@@ -32,3 +32,12 @@ def style() -> AbstractContextManager:
             "savefig.dpi": 120,
         }
     )
+
+
+def short(name: str, most: int = 18) -> str:
+    """A name that fits into a figure.
+
+    >>> short("great white shark", 10)
+    'great whi…'
+    """
+    return name if len(name) <= most else f"{name[: most - 1]}…"

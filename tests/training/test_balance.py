@@ -14,7 +14,7 @@ from hf_gdkd import GDKDConfig
 from hf_gdkd.errors import InputError
 from hf_gdkd.losses import build_loss
 from hf_gdkd.training.balance import Balance, found_weights
-from hf_gdkd.training.run_files import draw_training
+from hf_gdkd.training.training_picture import draw_training
 
 AUTO = {"loss": "gdkd+dist", "loss_options": ["gdkd.k=2", "gdkd.weight=auto", "dist.weight=auto:2"]}
 

@@ -6,13 +6,13 @@ import pytest
 from transformers import TrainerState
 
 from hf_gdkd.training.run_files import (
-    draw_training,
     ms_per_step,
     read_run_settings,
     replacing,
     write_metrics,
     write_run_settings,
 )
+from hf_gdkd.training.training_picture import draw_training
 
 
 def test_evaluations_are_no_part_of_a_step():
