@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Subset
 from transformers import Trainer
 from transformers.trainer_utils import has_length
 
@@ -40,8 +41,8 @@ def examples_of(trainer: Trainer, view: View) -> list[Example]:
     if not has_length(rows):
         return []
     chosen = np.unique(np.linspace(0, len(rows) - 1, SHOWN).round().astype(int)).tolist()
-    batch = trainer.data_collator([rows[i] for i in chosen])
-    batch = trainer._prepare_inputs(batch)
+    loader = DataLoader(Subset(rows, chosen), len(chosen), collate_fn=trainer.data_collator)
+    batch = trainer._prepare_inputs(next(iter(loader)))
     with trainer._autocast():
         logits = {} if trainer.teacher is None else {"teacher": trainer.teacher(batch)}
         logits["student"] = logits_of(trainer.model.eval()(batch["pixel_values"]))

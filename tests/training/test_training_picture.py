@@ -1,16 +1,19 @@
 """training.png: the crops that it shows are those of the training, the answers those of the models."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 from transformers import ViTImageProcessor
 
-from hf_gdkd import GDKDConfig, GDKDTrainer
+from hf_gdkd import GDKDConfig, GDKDTrainer, Teacher
 from hf_gdkd.data.augment import Mix
 from hf_gdkd.data.datasets import Augmented, collate
 from hf_gdkd.data.loading import load_data
+from hf_gdkd.data.teacher_cache import TeacherCache
 from hf_gdkd.data.views import TrainTransform, View
+from hf_gdkd.training.cached_teacher import CachedTeacher
 from hf_gdkd.training.training_picture import draw_training, examples_of
 
 NAMES = [str(i) for i in range(10)]
@@ -50,6 +53,23 @@ def test_crops_and_answers(trained, tmp_path):
     with_crops = Image.open(tmp_path / "training.png").size
     draw_training(tmp_path, HISTORY, "title")
     assert Image.open(tmp_path / "training.png").size[1] < with_crops[1]
+
+
+def test_answers_from_a_cache_that_has_some(trained, tmp_path):
+    """A run that is stopped early leaves such a one; the teacher answers what is not in it."""
+    trainer, view = trained()
+    live = examples_of(trainer, view)
+    module, data = trainer.teacher.model, trainer.train_dataset
+    cache = TeacherCache(tmp_path / "cache", {}, rows=1437, classes=10, views=1)
+    first = data[0]
+    cache.record([first["sample_id"]], [0], module(first["pixel_values"][None]).detach().numpy())
+    data.views, data.caches = 1, {"teacher_pixel_values": cache}
+    data.transform.views["teacher_pixel_values"] = view
+    args = GDKDConfig(output_dir=str(tmp_path), loss="kd", use_cpu=True, report_to="none")
+    cached = CachedTeacher(cache, lambda: Teacher(module))
+    trainer = GDKDTrainer(trainer.model, cached, args, train_dataset=data, data_collator=collate)
+    for one, other in zip(examples_of(trainer, view), live, strict=True):
+        np.testing.assert_allclose(one.answers["teacher"], other.answers["teacher"], atol=1e-3)
 
 
 def test_without_a_teacher_and_without_labels_of_one_class(trained, tmp_path):
