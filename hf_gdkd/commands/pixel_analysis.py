@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ..evaluation.advice import advise
 from ..evaluation.differences import Differences
 from ..evaluation.distribution import Distribution
 from ..evaluation.report import Report
@@ -19,9 +20,10 @@ from ..models.label_map import load_label_map
 from ..models.loading import pin_revision
 from ..tasks import task_of
 from ..tasks.task import Source
+from ..training.auto_loss import family_of
 from ..training.teacher import Teacher
 from .arguments.distill_flags import DistillArguments
-from .report_folder import subject
+from .report_folder import DEFAULT_EPOCHS, distill_command, subject
 
 
 def analyze_pixels(options: Namespace, wanted: DistillArguments) -> dict[str, Any]:
@@ -67,7 +69,10 @@ def analyze_pixels(options: Namespace, wanted: DistillArguments) -> dict[str, An
     numbers |= describe_teacher(report, found, names)
     numbers["comparison"] = describe_segmenters(
         report, folder, measured, distributions, differences, models, data.eval, names,
-        palette=data.palette, window=wanted.window,
+        palette=data.palette, window=wanted.window, device=device,
     )  # fmt: skip
+    family = family_of(models["student"].model) if "student" in models else None
+    command = distill_command(options, wanted)
+    numbers["advice"] = advise(report, found, found, command, student=family, epochs=DEFAULT_EPOCHS, maps=True)
     report.write(folder, numbers)
     return numbers

@@ -13,10 +13,12 @@ import numpy as np
 from ..errors import InputError
 from ..evaluation.distribution import Distribution
 from ..publishing.reports import weights_digest
+from ..publishing.wording import CLASSIFICATION, SEGMENTATION
 from .arguments.distill_flags import TRAINING_DEFAULTS, DistillArguments
 from .evaluated_data import trained_with
 
 DEFAULT_EPOCHS = TRAINING_DEFAULTS["num_train_epochs"]
+SMALL_MODELS = {CLASSIFICATION: "deit-tiny", SEGMENTATION: "segmentation/deeplabv3_resnet18"}
 
 
 def check_output(folder: Path) -> None:
@@ -52,6 +54,7 @@ def distill_command(options: Namespace, wanted: DistillArguments) -> str:
     """The start of the command that trains a student of this teacher."""
     student = trained_with(options.student, options.student_revision) if options.student else None
     words = ["hf-gdkd", "distill", "--teacher", options.teacher, "--dataset", wanted.dataset]
-    words += ["--student", (student or {}).get("student") or options.student or "deit-tiny"]
+    words += ["--student", (student or {}).get("student") or options.student or SMALL_MODELS[wanted.task]]
+    words += ["--task", wanted.task] if wanted.task != CLASSIFICATION else []
     words += ["--teacher_cache", options.teacher_cache] if options.teacher_cache else []
     return shlex.join(words)

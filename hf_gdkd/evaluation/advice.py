@@ -107,8 +107,8 @@ def describe_gains(report: Report, classes: int, student: str | None, *, maps: b
     report.table(
         f"What to expect: gains on the most similar case that was measured, {case.name} ({case.classes} classes, "
         f"{case.images:,} images, {_seeds(gains)} seeds, equal tuning), in points of "
-        f"{'mean IoU' if maps else 'accuracy'}; an interval that holds 0 is no gain that was seen; kd long: kd for "
-        "more epochs",
+        f"{'mean IoU' if maps else 'accuracy'}; an interval that holds 0 is no gain that was seen"
+        + ("; kd long: kd for more epochs" if any(each.loss == "kd long" for each in gains) else ""),
         columns, rows, words=["loss"],
     )  # fmt: skip
     return {"case": case._asdict(), "gains": [each._asdict() for each in gains]}

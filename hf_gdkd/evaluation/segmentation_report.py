@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from datasets import Dataset
+from PIL import Image as PILImage
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.decoding import to_rgb
 from ..data.masks import IGNORE
 from ..training.label_maps import logits_at
 from .differences import Differences
@@ -19,23 +22,31 @@ from .distribution import Distribution
 from .distribution_figures import draw_calibration
 from .passes import Answers
 from .report import Report
+from .robustness import CORRUPTIONS, corrupt
+from .segmentation import ConfusionMatrix, segmentation_metrics
 from .segmentation_measurement import Seen, Segmenter
 from .segmentation_pictures import draw_segmentation
-from .student_figures import draw_agreement
-from .student_report import by_class, correlations, summarise
+from .student_figures import draw_agreement, draw_robustness
+from .student_report import by_class, correlations, spread, summarise
 
 PIXELS = 2000  # of an image
+DAMAGED_ROWS = 50  # at most, for the robustness
 
 
 @torch.no_grad()
 def pixel_answers(
-    models: Mapping[str, Segmenter], rows: Dataset, *, window: int | None = None, device: torch.device | str = "cpu"
+    models: Mapping[str, Segmenter],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    window: int | None = None,
+    device: torch.device | str = "cpu",
+    shared: bool = True,
 ) -> Iterator[Answers]:
     """What segmenters answer at pixels that have a label: of each image 2,000 at most, evenly spread over these.
 
-    Logits are resized bilinearly to the mask. The processes of torch.distributed share the images.
+    Logits are resized bilinearly to the mask. The processes of torch.distributed share the images if `shared`.
     """
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if shared and dist.is_initialized() else (0, 1)
     seen = Seen(rows, [each.view for each in models.values()])
     for each in models.values():
         each.model.to(device).eval()
@@ -58,6 +69,45 @@ def spread_pixels(labels: Tensor) -> Tensor:
     return places[torch.linspace(0, len(places) - 1, PIXELS).round().long()]
 
 
+class Damaged(Sequence):
+    """Rows with each image changed."""
+
+    def __init__(self, rows: Dataset, change: Callable[[PILImage.Image], PILImage.Image]) -> None:
+        self.rows, self.change = rows, change
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        return {**row, "image": self.change(to_rgb(row["image"]))}
+
+
+def pixel_robustness(models: Mapping[str, Segmenter], rows: Dataset, **options: Any) -> dict[str, dict[str, list]]:
+    """Mean IoU on damaged images, by kind of damage and model, first of undamaged images; the pixels are sampled.
+
+    Args:
+        models, rows: as in `pixel_answers`; every process gets all.
+        options: its `window` and `device`.
+    """
+
+    def mean_iou(change: Callable[[PILImage.Image], PILImage.Image]) -> dict[str, float]:
+        confusions: dict[str, ConfusionMatrix] = {}
+        for each in pixel_answers(models, Damaged(rows, change), shared=False, **options):
+            for name, logits in each.logits.items():
+                found = confusions.setdefault(name, ConfusionMatrix(logits.shape[1]))
+                found.add(logits.argmax(1), each.labels)
+        return {name: segmentation_metrics(each.counts)["mean_iou"] for name, each in confusions.items()}
+
+    clean = mean_iou(lambda image: image)
+    curves = {kind: {name: [value] for name, value in clean.items()} for kind in CORRUPTIONS}
+    for kind, strengths in CORRUPTIONS.items():
+        for strength in strengths:
+            for name, value in mean_iou(partial(corrupt, kind=kind, strength=strength)).items():
+                curves[kind][name].append(value)
+    return curves
+
+
 def describe_segmenters(
     report: Report,
     folder: Path,
@@ -70,6 +120,7 @@ def describe_segmenters(
     *,
     palette: Sequence[Sequence[int]] | None = None,
     window: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """Add maps, the IoU of each class and, with a student, where the two differ; returns the numbers.
 
@@ -83,6 +134,7 @@ def describe_segmenters(
         rows: samples with `image` and `labels` (the mask).
         names: the classes.
         palette, window: as in `draw_segmentation`.
+        device: where to compute.
     """
     report.section("Maps")
     student = models.get("student")
@@ -109,21 +161,28 @@ def describe_segmenters(
     numbers["agreement"] = found.numbers()
     numbers["predictions"] = {role: each.numbers() for role, each in distributions.items()}
     report.section("What the student did not learn")
-    summarise(report, numbers)
+    summarise(report, numbers, "pixels")
     report.figure(
         "agreement", draw_agreement(found, names),
         "The classes with the lowest agreement, and who is right.",
         "Horizontal bars, one for each class: the shares of its pixels for which both, one or none is right.",
     )  # fmt: skip
-    report.table(*by_class(found, names))
+    report.table(*by_class(found, names, "pixels"))
     pairs = [[names[a], names[b], count] for a, b, count in found.disagreements()]
     if pairs:
         report.table("What they say where they differ", ["teacher", "student", "pixels"], pairs, words=["student"])
-    numbers["correlations"] = correlations(report, found)
+    numbers["correlations"] = correlations(report, found, "pixels")
     report.figure(
         "calibration-of-both", draw_calibration(dict(distributions)),
         "How often predictions of each confidence are right: below the dotted line a model is too sure.",
         "A calibration diagram of teacher and student beside a histogram of their confidence.",
+    )  # fmt: skip
+    some = spread(rows, DAMAGED_ROWS)
+    numbers["robustness"] = pixel_robustness(models, some, window=window, device=device)
+    report.figure(
+        "robustness", draw_robustness(numbers["robustness"], "mean IoU, %"),
+        f"Damaged images: noise, blur, JPEG and contrast, of {len(some)} rows.",
+        "Four panels with a curve for teacher and student over the strength of the damage.",
     )  # fmt: skip
     return numbers
 

@@ -72,8 +72,8 @@ def draw_correlations(found: Differences) -> Figure:
         return figure
 
 
-def draw_robustness(curves: Mapping[str, Mapping[str, Sequence[float]]], labelled: bool) -> Figure:
-    """Accuracy over the strength of each damage."""
+def draw_robustness(curves: Mapping[str, Mapping[str, Sequence[float]]], measure: str) -> Figure:
+    """What `measure` names (a share, drawn in %) over the strength of each damage."""
     with style():
         figure = Figure(figsize=(9, 2.8), layout="constrained")
         panels = figure.subplots(1, len(curves), sharey=True)
@@ -82,7 +82,7 @@ def draw_robustness(curves: Mapping[str, Mapping[str, Sequence[float]]], labelle
                 axes.plot(range(len(values)), 100 * np.array(values), "o-", color=colour, markersize=4, label=name)
             axes.set_xticks(range(len(values)), ["none", *(f"{x:g}" for x in CORRUPTIONS[kind])])
             axes.set(title=kind, ylim=(0, 103))
-        panels[0].set_ylabel("top-1 accuracy, %" if labelled else "same answer as undamaged, %")
+        panels[0].set_ylabel(measure)
         panels[0].legend(loc="lower left")
         return figure
 

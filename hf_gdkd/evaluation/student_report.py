@@ -88,7 +88,7 @@ def describe_student(
     _features(report, models, rows, names, **options)
     curves = robustness(models, spread(rows, DAMAGED_ROWS), **options)
     report.figure(
-        "robustness", draw_robustness(curves, labelled),
+        "robustness", draw_robustness(curves, "top-1 accuracy, %" if labelled else "same answer as undamaged, %"),
         f"Damaged images: noise, blur, JPEG and contrast, of {min(len(rows), DAMAGED_ROWS)} rows.",
         "Four panels with a curve for teacher and student over the strength of the damage.",
     )  # fmt: skip
@@ -102,7 +102,7 @@ def spread(rows: Dataset, most: int) -> Dataset:
     return rows.select(np.linspace(0, len(rows) - 1, most).round().astype(int))
 
 
-def summarise(report: Report, numbers: dict[str, Any]) -> None:
+def summarise(report: Report, numbers: dict[str, Any], unit: str = "images") -> None:
     """Add the numbers of both models, and where they agree: `predictions` by role, and `agreement`."""
     labels = {
         "top1": "top-1 accuracy", "top5": "top-5 accuracy", "nll": "negative log-likelihood, nats",
@@ -116,15 +116,17 @@ def summarise(report: Report, numbers: dict[str, Any]) -> None:
     rows = [[name, 100 * share] for name, share in shares.items()]
     report.table(
         f"Where they agree; the mean KL(teacher || student) is {numbers['agreement']['kl']:.3f} nats",
-        ["images", "%"],
+        [unit, "%"],
         rows,
     )
 
 
-def by_class(found: Differences, names: Sequence[str]) -> tuple[str, list[str], list[list[object]]]:
+def by_class(
+    found: Differences, names: Sequence[str], unit: str = "images"
+) -> tuple[str, list[str], list[list[object]]]:
     """Caption, columns and rows of a table of classes, the lowest agreement first."""
     counts, agreement = found.sums["images_of"].int().tolist(), 100 * found.agreement_of()
-    columns, cases = ["class", "images", "agreement, %"], None
+    columns, cases = ["class", unit, "agreement, %"], None
     if found.sums["labelled"]:
         columns += ["teacher alone right, %", "student alone right, %", "both wrong, %"]
         cases = 100 * found.sums["cases"].numpy() / np.maximum(counts, 1)
@@ -136,12 +138,12 @@ def by_class(found: Differences, names: Sequence[str]) -> tuple[str, list[str], 
     return "Agreement by class", columns, rows
 
 
-def correlations(report: Report, found: Differences) -> dict[str, float]:
-    """Add how the logits of classes go together over the images; returns how far the models differ in that."""
+def correlations(report: Report, found: Differences, unit: str = "images") -> dict[str, float]:
+    """Add how the logits of classes go together over images or pixels; returns how far the models differ in that."""
     report.figure(
         "correlations", draw_correlations(found),
-        "Correlation of the logits of each two classes over the images: where the difference is dark, the student puts "
-        "classes together, or apart, that the teacher does not.",
+        f"Correlation of the logits of each two classes over the {unit}: where the difference is dark, the student "
+        "puts classes together, or apart, that the teacher does not.",
         "Three heat maps of classes by classes: teacher, student, and student minus teacher.",
     )  # fmt: skip
     difference = found.correlations("student") - found.correlations("teacher")

@@ -220,9 +220,16 @@ def test_segmenters_by_pixel(folder, monkeypatch):
     assert own["agreement"]["agreement"] == pytest.approx(judged["model"]["agreement"])
     for role, name in (("teacher", "teacher"), ("student", "model")):
         assert own["predictions"][role]["top1"] == pytest.approx(judged[name]["pixel_accuracy"])
+    for role, values in own["robustness"]["blur"].items():  # of all pixels, as measured, where nothing is damaged
+        assert len(values) == 4 and values[0] == pytest.approx(own["measured"][role]["mean_iou"])
+    words, advice = shlex.split(found["advice"]["commands"]["auto"])[2:], found["advice"]
+    assert parse([*words, "--use_cpu"])[0].task == "semantic-segmentation"
+    assert {each["loss"] for each in advice["auto"].values()} == {"gdkd"}
+    assert advice["known_gains"]["case"]["name"] == "fashion-scenes"
     masks = np.concatenate([np.asarray(mask).ravel() for mask in kept[0].eval["labels"]])
     assert found["pixels"] == (masks != 255).sum() and Path("report/maps.png").is_file()
     page = Path("report/index.html").read_text()
+    assert ">pixels</button>" in page and ">images</button>" not in page
     assert "Intersection over union by class" in page and page.count("data:image/png") >= 9
 
 
