@@ -1,6 +1,7 @@
 """The page of a report: complete in itself, escaped, and as a browser shows it on a phone and on a desktop."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -49,9 +50,12 @@ def test_the_page_is_complete_in_itself(page):
     assert sorted(path.name for path in page.parent.iterdir()) == ["analysis.json", "index.html", "line.png"]
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
+@pytest.mark.skipif(
+    BROWSER is None and not os.environ.get("BROWSER_REQUIRED"), reason="no browser: .ci/browser installs one"
+)
 @pytest.mark.parametrize("width, dark", [(390, False), (1280, True)])
 def test_in_a_browser(page, tmp_path, width, dark):
+    assert BROWSER is not None, "no browser is installed, and BROWSER_REQUIRED is set"
     probed = page.with_name("probed.html")
     probed.write_text(page.read_text().replace("</body>", f"{PROBE}</body>"))
     done = subprocess.run(
