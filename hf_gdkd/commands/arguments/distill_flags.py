@@ -6,7 +6,7 @@ Only the standard library is imported, because `--help` is made from this module
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 # Where a run's defaults differ from those of TrainingArguments.
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -138,7 +138,7 @@ class RunArguments:
 class DistillArguments(RunArguments, AugmentationArguments, DataArguments, ModelArguments):
     """The models and the data of one run; the loss and the training are GDKDConfig's."""
 
-    given: frozenset[str] = field(default=frozenset(), init=False)  # beside a preset, what the user has set
+    given: ClassVar[frozenset[str]] = frozenset()  # beside a preset, the names of what the user has set; no flag
 
     def teachers(self) -> list[tuple[str, str | None]]:
         """Name and revision of every teacher; a local one beside one of the Hub has the revision "none"."""

@@ -31,7 +31,7 @@ FLAGS_ONLY = frozenset(
     report_to project trackio_space_id trackio_bucket_id trackio_static_space_id
     """.split()
 )
-UNRECORDED = FLAGS_ONLY | {"run_name", "local_rank", "profile", "preset", "given"}
+UNRECORDED = FLAGS_ONLY | {"run_name", "local_rank", "profile", "preset"}
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # YAML 1.1 reads 1e-3 as a word
 
 
