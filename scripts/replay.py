@@ -34,6 +34,17 @@ from hf_gdkd.training.stopped_step import BadStep
 from hf_gdkd.training.teacher import Ensemble
 from hf_gdkd.training.trainer import GDKDTrainer
 
+STEP_ALONE = [
+    "--report_to",
+    "none",
+    "--eval_strategy",
+    "no",
+    "--save_strategy",
+    "no",
+    "--load_best_model_at_end",
+    "false",
+]
+
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Repeat a step; returns what `repeat_step` does."""
@@ -48,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         )
     quiet()
     with tempfile.TemporaryDirectory() as folder:
-        script, args = parse(["--config", str(settings), *flags, "--output_dir", folder, "--report_to", "none"])
+        script, args = parse(["--config", str(settings), *flags, "--output_dir", folder, *STEP_ALONE])
         source = {"trust_remote_code": script.trust_remote_code}
         student = load_trained(str(checkpoint), task_of(script.task).kind, **source)
         view = view_of(load_processor(str(checkpoint), **source), student)
