@@ -1,6 +1,6 @@
 """The losses of KL at two levels: GDKD, GDKD3 and DKD."""
 
-import warnings
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +11,8 @@ from . import partition as partitions
 from .base import DistillationLoss, one_of, positive, weight, whole
 from .levels import two_level_terms
 from .relational import correlation, to_samples
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_K = 5
 
@@ -146,8 +148,7 @@ class GDKDLoss(DistillationLoss):
         if k < DEFAULT_K and unset and not self._warned and not torch.compiler.is_compiling():
             self._warned = True
             note = "; the middle group is empty and low_top is 0" if k < self.smallest_k else ""
-            message = f"k is {k} instead of {DEFAULT_K}, as there are {num_classes} classes{note}."
-            warnings.warn(message, stacklevel=2)
+            logger.warning("k is %d instead of %d, as there are %d classes%s.", k, DEFAULT_K, num_classes, note)
 
 
 class GDKD3Loss(GDKDLoss):

@@ -30,7 +30,7 @@ def test_a_run_is_stopped_and_its_step_repeated(tmp_path, capsys, monkeypatch):
         return real(*args, **options) * (torch.nan if len(calls) == 3 else 1.0)
 
     monkeypatch.setattr(label_maps.F, "cross_entropy", spoiled)
-    best = ["--eval_strategy", "epoch", "--load_best_model_at_end", "true", "--early_stopping_patience", "3"]  # not needed
+    best = ["--eval_strategy", "epoch", "--load_best_model_at_end", "true", "--early_stopping_patience", "3"]
     with pytest.raises(TrainingError, match="at step 3 the loss is not finite in ce") as caught:
         distil([*WORDS, *best, "--output_dir", str(tmp_path)])
     checkpoint = tmp_path / "checkpoint-2"
