@@ -52,7 +52,7 @@ def match_labels(
         >>> match_labels(["tabby, tabby cat", "Chihuahua", "tench"], ["tench", "Tabby_cat"])
         [2, 0]
     """
-    teacher = "the teacher" if source_name == "teacher" else f"the teacher {source_name}"
+    teacher = "the teacher" if source_name == "teacher" else source_name  # in an evaluation, of any model
     data = "the data set" if target_name == "data set" else f"the data set {target_name}"
     mapped = {}
     for key, value in (label_map or {}).items():
@@ -76,7 +76,7 @@ def match_labels(
     dataset = "<data set>" if target_name == "data set" else shlex.quote(target_name)
     raise InputError(
         f"{what}; list the pairs in a file and use --label_map (YAML or JSON: {{data set class: teacher class}}), "
-        "or fine-tune the teacher on the data set "
+        "or fine-tune that model on the data set "
         f"(hf-gdkd distill --loss ce --student {student} --dataset {dataset}), "
         "or distil without labels, in the teacher's own classes (--label_free)"
     )
