@@ -13,7 +13,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from ..errors import InputError
 from ..losses import DistillationLoss, FeatureLoss
-from ..losses.combined import is_auto, published_weight
+from ..losses.combined import is_auto
+from .feature_balance import FeatureBalance, Taps
+from .loss_parts import LossParts
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ BESIDE_FEATURES = {"dist": 4.0}
 OTHERS_BESIDE_FEATURES = 1.0
 SEVERAL_BESIDE_FEATURES = 4.0  # shared
 FEATURE_WEIGHTS = {"fitnet": 30.0}  # of scale-free forms, in which one weight means the same everywhere
+ON_FEATURES = 1.0  # at the features that a loss on features and the cross-entropy reach
 
 SPAN = 100  # steps that a running mean looks back on
 TOO_SMALL, TOO_LARGE = 0.02, 0.9
@@ -39,18 +42,11 @@ def found_weights(name: str, loss: DistillationLoss, kd_weight: float | str) -> 
         loss: one, or several combined.
         kd_weight: "auto" makes the weight of a single loss automatic.
 
-    Raises:
-        InputError: an automatic weight of a loss on features that has no scale-free form.
     """
     weights = {"": kd_weight} if is_auto(kd_weight) and "" in loss.members else loss.member_weights
     for member, each in loss.members.items():
-        if is_auto(weights[member]) and isinstance(each, FeatureLoss):
-            who = member or name
-            if weights[member] != "auto" or who not in FEATURE_WEIGHTS or not each.normalize:
-                raise InputError(
-                    f"the weight of {who} is {weights[member]}, which is for losses on logits and for fitnet with "
-                    f"normalize: use a number ({published_weight(who):g} is published)."
-                )
+        who = member or name
+        if weights[member] == "auto" and who in FEATURE_WEIGHTS and each.normalize:
             weights[member] = FEATURE_WEIGHTS[who]
     return weights
 
@@ -91,10 +87,21 @@ class Balance(nn.Module):
         weights: of the losses on logits: numbers, or "auto".
         factors: lambda of those that are automatic.
         ce_weight: 0 where there is no cross-entropy.
+        on_features: lambda of the losses on features with an automatic weight; see `FeatureBalance`.
+
+    Raises:
+        InputError: losses on features with nothing to measure them by.
     """
 
-    def __init__(self, weights: Mapping[str, float | str], factors: Mapping[str, float], ce_weight: float) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, float | str],
+        factors: Mapping[str, float],
+        ce_weight: float,
+        on_features: Mapping[str, float],
+    ) -> None:
         super().__init__()
+        self.features = FeatureBalance(on_features) if on_features else None
         self.names = ["ce", *weights] if ce_weight > 0 else list(weights)
         self._weights, self._factors, self._ce_weight = dict(weights), dict(factors), ce_weight
         self.register_buffer("norms", torch.zeros(len(self.names)))
@@ -106,50 +113,69 @@ class Balance(nn.Module):
 
     @classmethod
     def of(cls, name: str, loss: DistillationLoss | None, kd_weight: float | str, ce_weight: float) -> Balance | None:
-        """For a loss of that name; None for a single one whose weight is a number, or where none is on logits."""
+        """For a loss of that name; None for a single one whose weight is a number, or where nothing can be measured."""
         if loss is None:
             return None
         weights = found_weights(name, loss, kd_weight)
         on_logits = {m: w for m, w in weights.items() if not isinstance(loss.members[m], FeatureLoss)}
         automatic = lambdas(name, on_logits, beside_features=len(on_logits) < len(weights))
-        if not on_logits or (len(weights) == 1 and not automatic):
+        others = {m: w for m, w in weights.items() if m not in on_logits and is_auto(w)}
+        on_features = {member: float(weight.partition(":")[2] or ON_FEATURES) for member, weight in others.items()}
+        if not on_features and (not on_logits or (len(weights) == 1 and not automatic)):
             return None
-        return cls(on_logits, automatic, ce_weight)
+        if on_features and not (on_logits or ce_weight > 0):
+            raise InputError(
+                f"the weight of {next(iter(on_features)) or name} is auto, and there is neither a cross-entropy nor a "
+                "loss on logits to measure it by: use a number, or add kd."
+            )
+        return cls(on_logits, automatic, ce_weight, on_features)
 
     def weights(self) -> dict[str, float | Tensor]:
-        """The weight of every loss on logits in the present step."""
+        """The weight in the present step of every loss that is on logits or automatic."""
         first = self.names[0]
         if first == "ce":
-            reference = self.norms[0] * self._ce_weight
+            scale = self._ce_weight
         else:
-            own = 1.0 if first in self._factors else self._weights[first]
-            reference = self.norms[0] * (own / self._factors.get(first, 1.0))
+            scale = (1.0 if first in self._factors else self._weights[first]) / self._factors.get(first, 1.0)
+        reference = self.norms[0] * scale
         found: dict[str, float | Tensor] = dict(self._weights)
         for name, factor in self._factors.items():
             norm = self.norms[self.names.index(name)]
             found[name] = torch.where(norm > 0, factor * reference / norm, 0)
         if first in self._factors:
             found[first] = 1.0
-        return found
+        return found if self.features is None else found | self.features.weights(scale)
 
-    def begin_step(self) -> None:
-        """Forget the gradients of the step before."""
+    def begin_step(self, step: int = 0) -> None:
+        """Forget the gradients of the step before; `step` is the number of those that are done."""
         self._squares: Tensor | None = None
+        if self.features is not None:
+            self.features.begin_step(step)
 
-    def join(self, logits: Tensor, leaf: Tensor, terms: Mapping[str, Tensor], scales: Mapping[str, Any]) -> Tensor:
+    def join(
+        self,
+        logits: Tensor,
+        leaf: Tensor,
+        terms: Mapping[str, Tensor],
+        scales: Mapping[str, Any],
+        taps: Mapping[str, Taps],
+    ) -> Tensor:
         """The sum of scaled losses, whose gradient goes on from `logits`; the norms of each are noted.
 
         Args:
             logits: of the student.
             leaf: the same, detached; what the losses were computed from.
-            terms: every loss of `names`, as its share of the mean over the optimizer step.
+            terms: every loss, as its share of the mean over the optimizer step.
             scales: what each is multiplied with.
+            taps: what each loss on features read of the student.
         """
         own = [torch.autograd.grad(terms[name], leaf, materialize_grads=True)[0] for name in self.names]
         squares = torch.stack([torch.linalg.vector_norm(each, dtype=torch.float32) ** 2 for each in own])
         factors = torch.stack([squares.new_ones(()) * scales[name] for name in self.names])  # no copy to the device
         self._squares = squares if self._squares is None else self._squares + squares
         self._scales = factors
+        if self.features is not None:
+            self.features.note(logits, own[0], terms, taps)
         gradient = sum(scales[name] * each for name, each in zip(self.names, own, strict=True))
         value = sum(scales[name] * terms[name].detach() for name in self.names)
         return _WithGradient.apply(logits, value, gradient)
@@ -160,6 +186,8 @@ class Balance(nn.Module):
         if self._squares is None:  # no distillation yet
             return
         norms = accelerator.reduce(self._squares, "sum").sqrt()
+        if self.features is not None:
+            self.features.end_step(accelerator)
         self.steps += 1
         self.norms += (norms - self.norms) / self.steps.clamp(max=SPAN)
         sizes = self._scales * norms
@@ -172,7 +200,8 @@ class Balance(nn.Module):
             return {}
         shares, self._since_log = _mean(self._since_log), None
         found = {f"share/{name or alone}": share for name, share in zip(self.names, shares, strict=True)}
-        return found | {f"weight/{name or alone}": float(self.weights()[name]) for name in self._factors}
+        automatic = [*self._factors, *(() if self.features is None else self.features.names)]
+        return found | {f"weight/{name or alone}": float(self.weights()[name]) for name in automatic}
 
     def warn(self, alone: str) -> None:
         """At the end of an epoch: say once which weight, a number, gave its loss hardly a part in it, or nearly all."""
@@ -205,9 +234,13 @@ def total(
     balance: Balance | None,
     logits: Tensor,
     leaf: Tensor,
+    parts: LossParts,
 ) -> Tensor:
-    """The sum of scaled losses; those that a balance weighs are joined there."""
-    joined = [] if balance is None else [balance.join(logits, leaf, values, scales)]
+    """The sum of scaled losses, 0 without any; those that a balance measures at the logits are joined there."""
+    if not values:
+        return logits.sum() * 0.0
+    taps = parts.taps()
+    joined = [] if balance is None else [balance.join(logits, leaf, values, scales, taps)]
     measured = [] if balance is None else balance.names
     return sum([*joined, *(scales[name] * value for name, value in values.items() if name not in measured)])
 
@@ -235,7 +268,7 @@ class BalanceSteps(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if self.trainer.balance is not None:
-            self.trainer.balance.begin_step()
+            self.trainer.balance.begin_step(state.global_step)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

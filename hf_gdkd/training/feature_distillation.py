@@ -52,6 +52,7 @@ class FeatureDistillation:
             )
         self.student = FeatureHooks(student, run_student, layers[0], taps=loss.taps, name="student")
         self.teacher = FeatureHooks(teacher.model, lambda: teacher(example), layers[1], taps=loss.taps, name="teacher")
+        self.student.apart = True  # so that automatic weights measure the loss alone
         with torch.no_grad(), self.collecting():
             run_student()
             teacher(example)

@@ -50,7 +50,8 @@ class FeatureHooks:
         taps: str = "stages",
         name: str = "model",
     ) -> None:
-        self.model, self._seen = model, {}
+        self.model, self._seen, self._taps = model, {}, []
+        self.apart = False  # whether `take` returns views, whose gradients are those of what is computed from them
         self._image = (1, 1)
         with self._watching_images():
             visits = self._trace(run)
@@ -74,15 +75,25 @@ class FeatureHooks:
             yield
 
     def _keep(self, name: str, module: nn.Module, args: tuple, output: object) -> None:
-        self._seen[name] = _as_map(_tensor(output), self._image)
+        tensor = _tensor(output)
+        self._seen[name] = tensor, _as_map(tensor, self._image)
 
     def _keep_pooled(self, module: nn.Module, args: tuple) -> None:
-        self._seen["pooled"] = args[0].flatten(1)
+        self._seen["pooled"] = args[0], args[0].flatten(1)
 
     def take(self) -> Features:
         """The features of the last forward pass, which are then let go."""
         seen, self._seen = self._seen, {}
-        return Features([seen[name] for name in self.layers], seen.get("pooled"))
+        if self.apart:
+            seen = {name: (tensor, features.view_as(features)) for name, (tensor, features) in seen.items()}
+            taps = [seen[name] for name in (*self.layers, "pooled") if name in seen]
+            self._taps = [tap for tap in taps if tap[0].requires_grad]  # not of frozen layers
+        return Features([seen[name][1] for name in self.layers], seen["pooled"][1] if "pooled" in seen else None)
+
+    def take_taps(self) -> list[tuple[Tensor, Tensor]]:
+        """The outputs of modules, from shallow to deep, and what `take` returned of each; they are then let go."""
+        taps, self._taps = self._taps, []
+        return taps
 
     @contextmanager
     def _watching_images(self) -> Iterator[None]:

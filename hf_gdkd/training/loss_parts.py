@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from ..losses import DistillationLoss, FeatureLoss
 from ..losses.gradients import has_gradients
+from .feature_balance import Taps
 from .feature_distillation import FeatureDistillation
 from .gradient_record import GradientRecord
 from .label_maps import Parts, Size, StepSize, summed_terms
@@ -73,6 +74,10 @@ class LossParts:
             for each in self._listening.values():
                 stack.enter_context(each.collecting())
             yield
+
+    def taps(self) -> dict[str, Taps]:
+        """What each loss on features read of the student in `sums`, which is then let go."""
+        return {name: each.student.take_taps() for name, each in self._listening.items()}
 
     def sums(self, student: Tensor, teacher: Tensor, labels: Tensor | None, **options: Any) -> dict[str, Sums]:
         """Every loss's sums in a batch; options and errors as those of `summed_terms`."""

@@ -244,7 +244,7 @@ class GDKDTrainer(TeacherTrainer):
             terms += logged(self.args.loss, sums, weights, step, own)
         if self.is_in_train and terms:
             self._remember(terms, ramp, inputs.get("sample_id"))
-        loss = total(values, scales, balance, student_logits, logits) if values else student_logits.sum() * 0.0
+        loss = total(values, scales, balance, student_logits, logits, self.parts)
         return (loss, {"logits": student_logits}) if return_outputs else loss
 
     def _run_student(self, model: nn.Module, pixels: Tensor) -> tuple[Tensor, list[tuple[Tensor, float]]]:

@@ -51,10 +51,10 @@ def runs(tmp_path_factory):
                     options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
                     if loss == "fitnet":
                         options["kd_weight"] = 1.0  # its own, 100, diverges at this learning rate
-                    if "+" in loss:  # automatic weights of the losses on logits, small for the learning rate
+                    if "+" in loss:  # automatic weights, small for the learning rate
                         options |= {
                             "kd_weight": "auto:0.3",
-                            "loss_options": ["fitnet.weight=1", "fitnet.normalize=false"],
+                            "loss_options": ["fitnet.normalize=false"],
                         }
                     options |= {"loss": loss.split()[0], "maps": "maps" in loss}
                     jobs.append({"name": name, "indices": indices, **options})
