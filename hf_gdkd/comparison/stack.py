@@ -63,7 +63,7 @@ class Stack:
                 shared.layers = list(dict.fromkeys(name for each in every for name in getattr(each, who).layers))
                 names = {id(module): name for name, module in own.model.named_modules()}
                 shared.head = None if own.head is None else model.get_submodule(names[id(own.head)])
-                shared.model, shared._seen = model, {}
+                shared.model, shared._seen, shared.apart = model, {}, False
 
     def _make_optimizer(self, steps: int) -> tuple[torch.optim.Optimizer, list[float]]:
         """The first trainer's optimizer over stacked weights and all projections; the learning rate of every step."""
