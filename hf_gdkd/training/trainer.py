@@ -99,8 +99,9 @@ class GDKDTrainer(TeacherTrainer):
         args: GDKDConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        args = (GDKDConfig() if args is None else args).own_copy()  # `auto` is resolved for this trainer alone
+        args = GDKDConfig() if args is None else args
         check_arguments(args, kwargs)
+        args = args.own_copy()  # `auto` is resolved for this trainer alone
         smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0  # Trainer's own wants a config
         super().__init__(model, args, **kwargs)
         args.label_smoothing_factor = smoothing
