@@ -81,7 +81,7 @@ class TeacherCache:
         """Logits (N, C) in float32, and which of them are known (N): recorded, and intact."""
         records, known = np.zeros(len(rows), self.record_type), np.zeros(len(rows), bool)
         rows, views = np.asarray(rows, np.int64), np.asarray(views, np.int64)
-        for view in np.unique(views).tolist():  # mostly one, that of the epoch
+        for view in set(views.tolist()):  # mostly one, that of the epoch
             if (maps := self._open(view)) is None:
                 continue
             places = np.flatnonzero(views == view)

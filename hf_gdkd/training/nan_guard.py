@@ -45,9 +45,9 @@ class NaNGuard(TrainerCallback):
     what was found is read when the next step is in the device's queue, or before anything is logged, evaluated or saved
     (`settle`). What was counted meanwhile is taken back.
 
-    Of other optimizers, in the first step, under FSDP and with a gradient scaler, the device is waited for before the
-    optimizer's step. Under DeepSpeed, whose backward pass takes the step, the losses are looked at before it, and the
-    norm is known when the weights have changed already.
+    Of other optimizers, under FSDP and with a gradient scaler, the device is waited for before the optimizer's step.
+    Under DeepSpeed, whose backward pass takes the step, the losses are looked at before it, and the norm is known when
+    the weights have changed already.
 
     With a gradient scaler (fp16), infinite gradients are normal: the scaler leaves the step out and lowers its factor.
     They stop the run where the factor, down to 1, can no longer be what makes them infinite.
@@ -114,7 +114,7 @@ class NaNGuard(TrainerCallback):
     ) -> None:
         self.settle()
         values = self._take()
-        if self._skips is None or not self._skips.state:  # SGD's momentum is not made in a first step that is left out
+        if self._skips is None:
             self.settle()
         else:
             self._skips.found_inf = (~values.isfinite()).any().float()
@@ -222,8 +222,14 @@ def _skips_on_the_device(trainer: Trainer) -> Optimizer | None:
     """The optimizer, if it is one of torch that leaves a step out where its `found_inf`, on the device, is 1."""
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     fused = getattr(optimizer, "_step_supports_amp_scaling", False) and all(
-        group.get("fused") and not any(isinstance(p, DTensor) for p in group["params"])
+        group.get("fused") and not group.get("dampening") and not any(isinstance(p, DTensor) for p in group["params"])
         for group in optimizer.param_groups
     )
-    alone = getattr(trainer.accelerator, "scaler", None) is None and not trainer.is_deepspeed_enabled
-    return optimizer if fused and alone else None
+    if not fused or getattr(trainer.accelerator, "scaler", None) is not None or trainer.is_deepspeed_enabled:
+        return None
+    for group in optimizer.param_groups:
+        for p in group["params"] if group.get("momentum") else ():
+            # Without dampening that is what SGD begins with. It would leave its own memory unwritten in a step that it
+            # leaves out, and refuses weights whose first gradient comes later than that of others.
+            optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+    return optimizer

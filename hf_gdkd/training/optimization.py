@@ -55,18 +55,22 @@ class OptimizationTrainer(StrictTrainer):
                 optimizer.add_param_group({"params": new, "weight_decay": weight_decay})
         return optimizer
 
-    @staticmethod
-    def get_optimizer_cls_and_kwargs(args: GDKDConfig, model: PreTrainedModel | None = None) -> tuple[Any, Any]:
+    def get_optimizer_cls_and_kwargs(
+        self, args: GDKDConfig, model: PreTrainedModel | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """As Trainer's, or the optimizer of timm that `timm_optimizer` names, with `optim_args`.
 
-        On a GPU, SGD is the fused one, which can leave out a step without the host's help.
+        On a GPU, SGD is the fused one, which `NaNGuard` can have leave out a step.
         """
         if args.timm_optimizer is not None:
             words = [word for word in (args.optim_args or "").replace(" ", "").split(",") if word]
             options = as_dict(words, "optim_args", "max_grad_norm=1.0")
             return timm_optimizer(args.timm_optimizer), {"lr": args.learning_rate, **options}
-        optimizer, options = StrictTrainer.get_optimizer_cls_and_kwargs(args, model)
-        return optimizer, options | {"fused": True} if optimizer is SGD and args.device.type == "cuda" else options
+        optimizer, options = super().get_optimizer_cls_and_kwargs(args, model)
+        whole = not self.is_fsdp_enabled and not self.is_deepspeed_enabled
+        if optimizer is SGD and args.device.type == "cuda" and whole and not options.get("dampening"):
+            options = options | {"fused": True}
+        return optimizer, options
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         return super()._clip_grad_norm(self._all_trained(model))

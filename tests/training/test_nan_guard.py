@@ -153,6 +153,7 @@ class StopsAt(TrainerCallback):
 
 
 FUSED = {"optim": "adamw_torch_fused", "learning_rate": 0.01, "lr_scheduler_type": "linear", "num_train_epochs": 2}
+FUSED_SGD = {"lr": 0.3, "momentum": 0.9, "fused": True}
 FUSED |= {"logging_strategy": "no", "ema_decay": 0.9, "trainer": GDKDTrainer}
 
 
@@ -203,8 +204,8 @@ def test_nothing_is_logged_or_saved_after_such_a_step(tmp_path, when):
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
 
 
-def test_a_first_step_that_is_left_out_leaves_no_momentum(tmp_path):
-    """Fused SGD would keep memory that it never wrote to."""
+def test_fused_sgd_begins_without_momentum(tmp_path, monkeypatch):
+    """Also where its first step is left out: it would keep memory that it never wrote to."""
     student = make(Plain)
     sgd = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, fused=True)
     args = config(tmp_path, "ce", logging_strategy="no")
@@ -213,7 +214,13 @@ def test_a_first_step_that_is_left_out_leaves_no_momentum(tmp_path):
     )
     with pytest.raises(TrainingError, match="at step 1 the gradients"):
         trainer.train()
-    assert torch.load(tmp_path / "checkpoint-0/optimizer.pt")["state"] == {}
+    state = torch.load(tmp_path / "checkpoint-0/optimizer.pt")["state"]
+    assert [each["momentum_buffer"].count_nonzero() for each in state.values()] == [0, 0]
+    sgd = {"optim": "sgd", "optim_args": "momentum=0.9", "loss": "ce"}
+    straight = distil(tmp_path / "plain", make(Plain), **sgd)
+    monkeypatch.setattr(InOrder, "get_optimizer_cls_and_kwargs", lambda *_: (torch.optim.SGD, FUSED_SGD))
+    fused = distil(tmp_path / "fused", make(Plain), **sgd)
+    torch.testing.assert_close(weights(fused), weights(straight), rtol=1e-6, atol=1e-6)
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
