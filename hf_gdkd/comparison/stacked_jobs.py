@@ -110,7 +110,7 @@ class Rows:
 
 
 def student_of(script: object, data: Data) -> tuple[torch.nn.Module, View]:
-    student = task_of(script.task).load_student(Source(script.student, None, False), data.label_names, "random")
+    student = task_of(script.task).load_student(Source(script.student), data.label_names, init="random")
     return student, view_of(load_processor(script.student, init="random"), student)
 
 
