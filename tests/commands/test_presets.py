@@ -10,6 +10,7 @@ from refusals import refusal
 
 from hf_gdkd import GDKDTrainer
 from hf_gdkd.commands.arguments.parsing import parse
+from hf_gdkd.commands.arguments.settings_file import run_settings
 from hf_gdkd.commands.build import training_data
 from hf_gdkd.commands.presets import settle_preset
 from hf_gdkd.commands.student import build_student
@@ -20,6 +21,7 @@ from hf_gdkd.models.loading import load_processor
 from hf_gdkd.scripts import distill
 from hf_gdkd.tasks.task import Source
 from hf_gdkd.training.preset_table import PRESETS
+from hf_gdkd.training.same_run import check_same_run
 from hf_gdkd.training.teacher import Teacher
 
 DEMO = Path(__file__).parents[2] / "scripts/demo"
@@ -113,6 +115,14 @@ def test_what_the_user_sets_wins(teacher):
     assert args.lr_decay_epochs is None and args.ce_weight == 0
     _, args = parsed(teacher, "--preset", "fast", "--num_train_epochs", "10")
     assert args.lr_decay_epochs == [3, 6, 9]
+
+
+def test_a_run_resumes_with_the_same_settings_however_its_batch_is_split(teacher):
+    begun = run_settings(*parsed(teacher, "--preset", "usi"))
+    split = ["--per_device_train_batch_size", "32", "--gradient_accumulation_steps", "2"]
+    resumed = run_settings(*parsed(teacher, "--preset", "usi", *split))
+    check_same_run(resumed, begun)
+    assert begun["ema_decay"] == resumed["ema_decay"] and begun["learning_rate"] == resumed["learning_rate"]
 
 
 def test_drop_path_joins_the_users_configuration(teacher):
