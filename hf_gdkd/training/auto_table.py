@@ -56,6 +56,7 @@ NO_LABELS = {
     "ce_weight": (0.0, "there are no labels."),
     "kd.weight": (1.0, "the teacher's own prediction, in the place of the labels, measures the other losses."),
     "kd.temperature": (1.0, "as a label would be learned."),
+    "dist.weight": ("auto:4", "its gradient at the logits becomes four times that of kd."),
 }
 KD_OF_TWO = {"loss": ("kd", "of two classes, the correlation that dist takes is always 1 or -1.")}
 NO_TRIALS = "what the losses are; no trials"

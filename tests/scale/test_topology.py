@@ -51,8 +51,9 @@ def runs(tmp_path_factory):
                     options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
                     if loss == "fitnet":
                         options["kd_weight"] = 1.0  # its own, 100, diverges at this learning rate
-                    if "+" in loss:  # automatic weights, small for the learning rate
+                    if "+" in loss:  # automatic weights, small for the learning rate, and k
                         options |= {
+                            "k": "auto",
                             "kd_weight": "auto:0.3",
                             "loss_options": ["fitnet.normalize=false"],
                         }
