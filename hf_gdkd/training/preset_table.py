@@ -43,7 +43,7 @@ DEIT = "DeiT's plain training: arXiv 2012.12877, table 9"
 
 PLAIN_KD = {"loss": "kd", "temperature": 1.0}
 SGD = {"optim": "sgd", "optim_args": "momentum=0.9"}
-ADAMW = {"optim": "adamw_torch", "learning_rate": Rate(1e-3, 1024), "weight_decay": 0.05}
+ADAMW = {"optim": "adamw_torch_fused", "learning_rate": Rate(1e-3, 1024), "weight_decay": 0.05}
 
 PRESETS: dict[str, Preset] = {
     "usi": Preset(
@@ -52,7 +52,7 @@ PRESETS: dict[str, Preset] = {
         USI,
         PLAIN_KD
         | {"ce_weight": 1.0, "kd_weight": 5.0, "label_smoothing_factor": 0.0}
-        | {"optim": "adamw_torch", "learning_rate": Rate(2e-3, 1024), "weight_decay": 0.02, "max_grad_norm": 0.0}
+        | {"optim": "adamw_torch_fused", "learning_rate": Rate(2e-3, 1024), "weight_decay": 0.02, "max_grad_norm": 0.0}
         | {"lr_scheduler_type": "cosine", "warmup_steps": 5 / 300}
         | {"auto_augment": "randaugment", "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "repeated_augmentation": 3}
         | {"averaged": 25_000 / 375_300},  # a decay of 0.99996, of 300 epochs of 1,251 steps
@@ -75,7 +75,7 @@ PRESETS: dict[str, Preset] = {
         | {"ce_weight": 0.0, "kd_weight": 1.0, "mixup_alpha": 1.0, "max_grad_norm": 1.0}
         | {"lr_scheduler_type": "cosine", "warmup_steps": 0.0136},  # 5,000 steps of 367,800
         # Its weight decay of 0.0003 is not multiplied by the learning rate, as AdamW's is: 0.0003 / 0.03.
-        cnn={"optim": "adamw_torch", "learning_rate": Rate(0.03, 4096), "weight_decay": 0.01},
+        cnn={"optim": "adamw_torch_fused", "learning_rate": Rate(0.03, 4096), "weight_decay": 0.01},
         transformer=ADAMW,
         transformer_source=DEIT,
     ),

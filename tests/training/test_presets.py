@@ -27,7 +27,7 @@ NUMBERS = {  # what stands in the table -> the setting, on ImageNet at the publi
     r"weight (\d) beside cross-entropy": "kd_weight",
     r"beside cross-entropy (\d)": "ce_weight",
 }
-OPTIMIZERS = {"AdamW": ("optim", "adamw_torch"), "LAMB": ("timm_optimizer", "lamb"), "SGD": ("optim", "sgd")}
+OPTIMIZERS = {"AdamW": ("optim", "adamw_torch_fused"), "LAMB": ("timm_optimizer", "lamb"), "SGD": ("optim", "sgd")}
 KINDS = {"CNN": CNN, "transformer": vit}
 
 
@@ -120,7 +120,7 @@ def test_every_setting_has_a_place_and_a_source(name, kind):
 
 def test_a_student_by_name_has_drop_path_where_its_architecture_has_it():
     sizes = {"images": 1000, "batch_size": 64}
-    for student, family in (("timm/resnet18", "sgd"), ("timm/vit_tiny_patch16_224", "adamw_torch")):
+    for student, family in (("timm/resnet18", "sgd"), ("timm/vit_tiny_patch16_224", "adamw_torch_fused")):
         found = preset_settings("ml-dr", student, **sizes)
         assert found.settings["optim"] == family
         assert preset_settings("vanilla", student, **sizes).student["config"] == {"drop_path_rate": 0.05}
