@@ -90,6 +90,7 @@ class NaNGuard(TrainerCallback):
 
     def forget(self) -> None:
         """Forget the losses and the norm of the step before."""
+        self.names: Sequence[str] = ()  # none in a step without cross-entropy, before the distillation begins
         self.sums: Tensor | None = None
         self.norm: Tensor | float | None = None
         self.rows: list[Tensor] = []
@@ -133,7 +134,9 @@ class NaNGuard(TrainerCallback):
     def _take(self) -> Tensor:
         """Note the step as one to be looked at; returns its numbers, on the device."""
         accelerator, step = self.trainer.accelerator, self._step
-        values = accelerator.reduce(self.sums, "sum") if accelerator.num_processes > 1 else self.sums
+        values = torch.zeros(0, device=accelerator.device) if self.sums is None else self.sums
+        if accelerator.num_processes > 1:
+            values = accelerator.reduce(values, "sum")
         names = list(self.names)
         if self.norm is not None:
             values = torch.cat([values, torch.as_tensor(self.norm).to(values).reshape(1)])

@@ -78,6 +78,13 @@ def test_without_row_numbers_the_step_and_parts_are_named(tmp_path):
         distil(tmp_path, loss="ce", data=data, trainer=InOrder)
 
 
+def test_steps_without_any_loss_pass(tmp_path):
+    """Without labels, before the distillation begins."""
+    data = [{"pixel_values": row["pixel_values"]} for row in make_data()]
+    trainer = distil(tmp_path, data=data, ce_weight=0.0, kd_skip_epochs=1, num_train_epochs=2)
+    assert trainer.state.global_step == 6 and "kd" in trainer.state.log_history[-2]
+
+
 class Spike(torch.autograd.Function):
     """The identity, with a gradient that is not finite where the image says so."""
 
