@@ -41,7 +41,8 @@ def describe_costs(
             costs["a step, live"] = _measured(lambda: (live(), step()), device, kept + _megabytes(teacher))
             costs["a step, from a cache"] = _measured(lambda: (cached(), step()), device, kept)
             student.model.requires_grad_(False)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    threads = f"{(number := torch.get_num_threads())} thread{'s' if number > 1 else ''}"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {threads}"
     report.table(
         f"What a batch of {batch_size} images costs here ({where}), the update of the weights left out",
         ["part of a step", "milliseconds (median)", "slowest", "peak memory, MB"],
