@@ -94,9 +94,12 @@ def folder(page, teacher, tmp_path) -> Path:
 @pytest.mark.parametrize("page", RUNNABLE)
 def test_the_blocks_of_a_page_run(page, folder, hub, forks, monkeypatch):
     monkeypatch.setattr(hub, "user", "me")
+    stderr = ""  # of the command before
     for block in blocks(page):
         if block.marker == "file":
             (folder / block.argument).write_text(block.code + "\n", encoding="utf-8")
+        if block.language == "text" and block.code.startswith("error: "):
+            assert block.code.removesuffix("...").strip() in stderr, f"{block.where}: {stderr}"
         if block.marker not in ("run", "hub", "exit"):
             continue
         seen, expected = len(hub.log), int(block.argument) if block.marker == "exit" else 0
@@ -108,6 +111,7 @@ def test_the_blocks_of_a_page_run(page, folder, hub, forks, monkeypatch):
             done = forks("python", code, cwd=str(folder))
             said = f"{block.where}: {code[len(SHORT) :]}\n{done.stdout}\n{done.stderr[-3000:]}"
             assert done.returncode == expected, said
+            stderr = done.stderr
         assert block.marker != "run" or len(hub.log) == seen, f"{block.where} asks the Hub: mark it hub"
 
 
