@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 
 from ..evaluation.advice import advise
+from ..evaluation.costs import describe_costs
 from ..evaluation.differences import Differences
 from ..evaluation.distribution import Distribution
 from ..evaluation.report import Report
@@ -74,5 +75,8 @@ def analyze_pixels(options: Namespace, wanted: DistillArguments) -> dict[str, An
     family = family_of(models["student"].model) if "student" in models else None
     command = distill_command(options, wanted)
     numbers["advice"] = advise(report, found, found, command, student=family, epochs=DEFAULT_EPOCHS, maps=True)
+    numbers["cost"] = describe_costs(
+        report, loaded, len(names), batch_size=options.batch_size, device=device, cacheable=False
+    )
     report.write(folder, numbers)
     return numbers

@@ -21,25 +21,35 @@ TIMED = 5  # batches, after one to warm up
 
 
 def describe_costs(
-    report: Report, models: Mapping[str, Teacher], classes: int, *, batch_size: int, device: torch.device
+    report: Report,
+    models: Mapping[str, Teacher],
+    classes: int,
+    *,
+    batch_size: int,
+    device: torch.device,
+    cacheable: bool = True,
 ) -> dict[str, Any]:
     """Add what a training step costs with the live teacher and with a cache of it; returns the numbers of each part.
 
     These are milliseconds (the median, and the slowest) and megabytes: the peak of what is allocated, with the
     weights of the models that take part and, for a step, the two moments that AdamW keeps of each of the student's.
+    Images have the size that each model's image processor makes; those of segmenters are not `cacheable`.
     """
     teacher, student = models["teacher"], models.get("student")
     costs = {}
     with tempfile.TemporaryDirectory() as folder:
-        live, cached = _forward(teacher, batch_size, device), _reading(folder, classes, batch_size)
+        live = _forward(teacher, batch_size, device)
         costs["teacher, live"] = _measured(live, device, _megabytes(teacher))
-        costs["teacher, from a cache"] = _measured(cached, device)
+        if cacheable:
+            cached = _reading(folder, classes, batch_size)
+            costs["teacher, from a cache"] = _measured(cached, device)
         if student is not None:
-            step, kept = _step(student, classes, batch_size, device), 3 * _megabytes(student)
+            step, kept = _step(student, batch_size, device), 3 * _megabytes(student)
             student.model.requires_grad_(True)
             costs["student, forward and backward"] = _measured(step, device, kept)
             costs["a step, live"] = _measured(lambda: (live(), step()), device, kept + _megabytes(teacher))
-            costs["a step, from a cache"] = _measured(lambda: (cached(), step()), device, kept)
+            if cacheable:
+                costs["a step, from a cache"] = _measured(lambda: (cached(), step()), device, kept)
             student.model.requires_grad_(False)
     threads = f"{(number := torch.get_num_threads())} thread{'s' if number > 1 else ''}"
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {threads}"
@@ -57,16 +67,16 @@ def _forward(model: Teacher, batch_size: int, device: torch.device) -> Callable[
     return lambda: model({"pixel_values": pixels})
 
 
-def _step(model: Teacher, classes: int, batch_size: int, device: torch.device) -> Callable[[], Any]:
+def _step(model: Teacher, batch_size: int, device: torch.device) -> Callable[[], Any]:
     """A student's forward and backward pass, of which no gradient stays."""
     model.to(device)
-    loss, other = build_loss("kd"), torch.zeros(batch_size, classes, device=device)
-    first = next(model.model.parameters())
+    loss, first = build_loss("kd", dim=1), next(model.model.parameters())
     pixels = torch.zeros(batch_size, 3, *model.view.size, device=device, dtype=first.dtype)
 
     def step() -> None:
         logits = logits_of(model.model(pixels)).float()
-        loss(logits if model.columns is None else logits.index_select(1, model.columns), other).backward()
+        logits = logits if model.columns is None else logits.index_select(1, model.columns)
+        loss(logits, torch.zeros_like(logits)).backward()
         model.model.zero_grad()
 
     return step

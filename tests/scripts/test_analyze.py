@@ -227,6 +227,7 @@ def test_segmenters_by_pixel(folder, monkeypatch):
     assert parse([*words, "--use_cpu"])[0].task == "semantic-segmentation"
     assert {each["loss"] for each in advice["auto"].values()} == {"gdkd"}
     assert advice["known_gains"]["case"]["name"] == "fashion-scenes"
+    assert found["cost"]["parts"].keys() == {"teacher, live", "student, forward and backward", "a step, live"}
     masks = np.concatenate([np.asarray(mask).ravel() for mask in kept[0].eval["labels"]])
     assert found["pixels"] == (masks != 255).sum() and Path("report/maps.png").is_file()
     page = Path("report/index.html").read_text()
