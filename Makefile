@@ -39,7 +39,7 @@ runs/data/glyphs/about.md: | setup
 	$(BIN)/python scripts/make_data.py glyphs /usr/share/fonts $(@D)
 
 EMOJI := openmoji@17.0.0 $(addprefix @iconify-json/,noto@1.2.9 noto-v1@1.2.5 fluent-emoji-flat@1.2.6 \
-	openmoji@1.2.29 emojione@1.2.3 twemoji@1.2.5)
+	openmoji@1.2.29 emojione@1.2.3 emojione-v1@1.2.3 twemoji@1.2.5)
 
 runs/data/emoji/about.md: | setup
 	npm install --silent --no-save --prefix runs/npm $(EMOJI)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -139,3 +140,8 @@ def test_a_vendor_of_emoji_is_in_one_split(tmp_path, monkeypatch):
     assert f"test: {make_data.VENDORS['test'][0]} 1.0 (MIT)." in (tmp_path / "out/about.md").read_text()
     monkeypatch.setattr(make_data, "FEWEST", {"train": 6, "validation": 1, "test": 1})
     assert make_data.emoji(tmp_path)[0] == []
+
+
+def test_make_installs_every_vendor_of_emoji():
+    installed = set(re.findall(r"([\w-]+)@\d", (Path(__file__).parents[2] / "Makefile").read_text()))
+    assert installed == {vendor for split in make_data.VENDORS.values() for vendor in split} | {"openmoji"}
