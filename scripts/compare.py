@@ -11,8 +11,10 @@ A file whose rows have `teacher_cache: new` (recorded in the run) or `full` comp
 and the report has a chapter for it. A command writes the chapters that it has rows for; others in the file stay.
 
 Every run is one of `distill.py`. What is finished is not run again, so the same command goes on after an interruption.
---workers runs go side by side on each GPU, or on the CPU. `--repeat cnn gdkd` trains the teacher, ce and this one
-row anew, with the settings that the report's CSV holds, and says whether their difference is in the reported interval.
+--workers runs go side by side on each GPU, or on the CPU. With --stacked the runs of a student that differ in loss,
+weights and seed alone are trained together on one GPU, as a stack (hf_gdkd/comparison/stack.py). `--repeat cnn gdkd`
+trains the teacher, ce and this one row anew, with the settings that the report's CSV holds, and says whether their
+difference is in the reported interval.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from functools import lru_cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 
 import torch
@@ -46,6 +49,7 @@ from hf_gdkd.comparison.cached import write_cached_chapter
 from hf_gdkd.comparison.reproduction import reproduction
 from hf_gdkd.comparison.results import paired, read_reported
 from hf_gdkd.comparison.spec import Comparison, Job, Metrics
+from hf_gdkd.comparison.stacked_jobs import do_stacked
 from hf_gdkd.comparison.tables import write_report
 from hf_gdkd.data.loading import Data
 from hf_gdkd.data.opened import Opened
@@ -186,6 +190,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         workers.run("teachers", [job for each in compared for job in each.teachers()])
         if options.repeat:
             return repeat(compared[0], *options.repeat, options.report, workers)
+        if options.stacked:
+            stacked(compared)
         workers.run("tuning", [job for each in compared for job in each.tuning()])
         workers.run("training", [job for each in compared for job in each.finals()])
         for each in compared:
@@ -205,6 +211,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cached:
         write_cached_chapter(options.report, cached, words, about)
     print(f"written to {options.report}")
+
+
+def stacked(compared: Sequence[Comparison]) -> None:
+    """Tune and train in stacks, what is not done yet."""
+    for each in compared:
+        with TemporaryDirectory() as pixels:
+            do_stacked(each.tuning(), Path(pixels), None)
+            do_stacked(each.finals(), Path(pixels), each.test_split)
 
 
 def repeat(comparison: Comparison, student: str, loss: str, report: Path, workers: Workers) -> None:

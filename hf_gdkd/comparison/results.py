@@ -172,7 +172,8 @@ def draw(path: Path, section: Section) -> None:
     for axes, student in zip(figure.subplots(1, len(students), squeeze=False)[0], students, strict=True):
         rows = [row for row in section.tuned_here(student).values() if row.last]
         rows.sort(key=lambda row: statistics.mean(row.last.values()))
-        x = [row.ms() for row in rows]
+        timed = not any(math.isnan(row.ms()) for row in rows)
+        x = [row.ms() for row in rows] if timed else list(range(len(rows)))
         y, deviation = zip(*(mean_and_deviation(row.last.values()) for row in rows), strict=True)
         y, deviation = [100 * value for value in y], [0 if math.isnan(value) else 100 * value for value in deviation]
         low, high = min(map(float.__sub__, y, map(float, deviation))), max(map(float.__add__, y, map(float, deviation)))
@@ -184,7 +185,7 @@ def draw(path: Path, section: Section) -> None:
             line = {"arrowstyle": "-", "color": color, "linewidth": 0.6}
             axes.annotate(row.loss, (x[i], y[i]), (right, places[i]), va="center", arrowprops=line, fontsize=9)
         axes.set_xlim(right=right + 0.35 * (right - min(x)))
-        axes.set(xlabel="ms a training step (median over seeds)", title=student)
+        axes.set(xlabel="ms a training step (median over seeds)" if timed else "rows, the best last", title=student)
         axes.set_ylabel(f"{section.words.judged_name} of the last epoch, % (mean ± standard deviation)")
         axes.grid(alpha=0.3)
     figure.suptitle(section.name)

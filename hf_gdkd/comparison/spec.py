@@ -202,7 +202,8 @@ class Comparison:
 
     def tuned(self, student: str, row: str) -> dict[str, Settings]:
         """The settings to train with every seed, by the data set that they were tuned on."""
-        tuned = [other for other in self.others if other.task == self.task and not (self.cached or other.cached)]
+        others = self.others if self.carried_seeds != [] and row in self.tuned_rows else []
+        tuned = [other for other in others if other.task == self.task and not (self.cached or other.cached)]
         there = [other for other in tuned if student in other.students and row in other.losses]
         return {each.name: each.chosen(student, row) for each in (self, *there)}
 
@@ -261,7 +262,7 @@ class Comparison:
             dataset=self.name, student=student, loss=row, tuned_on=tuned_on, settings=settings,
             last={seed: numbers["last"][self.metric] for seed, numbers in tested.items()},
             best={seed: numbers["best"][self.metric] for seed, numbers in tested.items()},
-            ms_per_step=[numbers["ms_per_step"] for numbers in metrics.values()],
+            ms_per_step=[numbers["ms_per_step"] for numbers in metrics.values() if "ms_per_step" in numbers],
             extra_parameters=max((numbers["extra_parameters"] for numbers in metrics.values()), default=0),
             peak_mb=self.peak(student, row).metrics().get("peak_mb"),
         )  # fmt: skip

@@ -29,9 +29,10 @@ from ..tasks.registry import task_of
 from ..tasks.task import Source
 from ..training.teacher import Teacher
 from ..training.trainer import GDKDTrainer
-from .spec import Job, Metrics, Settings
+from .spec import ONCE, Job, Metrics, Settings
 from .stack import Stack
 
+EVERY = 8  # epochs between evaluations
 WAIT = 600  # seconds for pixels that another process records
 
 
@@ -43,14 +44,13 @@ SHARED = (
 )
 
 
-def do_stacked(jobs: Sequence[Job], pixels: Path, test_split: str | None, processes: int) -> None:
+def do_stacked(jobs: Sequence[Job], pixels: Path, test_split: str | None) -> None:
     """Do the jobs that are not done, those that have all of `SHARED` in common as one stack in one process.
 
     Args:
         jobs: of one comparison.
         pixels: folder of what training sees; other processes record it once for all stacks.
         test_split: what the students are tested on; None: they are not.
-        processes: how many record pixels.
     """
     stacks: dict[str, list[Job]] = {}
     views: dict[Path, tuple[Job, int]] = {}
@@ -60,7 +60,10 @@ def do_stacked(jobs: Sequence[Job], pixels: Path, test_split: str | None, proces
             folder, number = views_folder(pixels, job), job.flags.get("cache_views") or job.flags["num_train_epochs"]
             views[folder] = (job, max(number, views.get(folder, (job, 0))[1]))
     context = get_context("spawn")
-    with ProcessPoolExecutor(processes, context) as recorders, ProcessPoolExecutor(len(stacks) or 1, context) as pool:
+    with (
+        ProcessPoolExecutor(len(views) or 1, context) as recorders,
+        ProcessPoolExecutor(len(stacks) or 1, context) as pool,
+    ):
         recorded = [recorders.submit(record_views, job, pixels, range(number)) for job, number in views.values()]
         for done in [pool.submit(train_stacked, stack, pixels, test_split) for stack in stacks.values()] + recorded:
             done.result()
@@ -89,13 +92,15 @@ class Rows:
 
     def trainer(self, job: Job) -> tuple[GDKDTrainer, View]:
         """The trainer that distill.py makes of the flags, before it trains."""
-        flags = {key: value for key, value in job.flags.items() if key != "teacher_cache"}
+        left = ("teacher_cache", "metric_for_best_model", "save_only_model", "save_total_limit")
+        flags = {key: value for key, value in job.flags.items() if key not in left} | ONCE
         script, args = parse(as_flags(flags | {"output_dir": str(job.folder)}))
         set_seed(args.seed)
         data = self.of(flags)
         teachers = []
         if args.loss != "ce":
             kept = ("dataset", "eval_split", "train_rows", "validation_rows", "student", "teacher")
+            kept += ("allow_weak_teacher", "use_cpu")
             of = {key: flags[key] for key in kept if key in flags} | {"loss": "kd", "seed": 0}
             with torch.random.fork_rng():
                 teachers = self.teacher(json.dumps(of))
@@ -151,6 +156,8 @@ def epoch_batches(stack: Stack, order: Sequence, folders: Sequence[Path], view: 
         pixels.append(torch.from_numpy(_waited_for(folder / f"{view:03}.npy")[index]))
         labels.append(torch.from_numpy(_waited_for(folder / "labels.npy")[index]))
     pixels, labels = torch.stack(pixels).to(stack.device), torch.stack(labels).to(stack.device)
+    view = stack.trainers[0].train_dataset.transform.views["pixel_values"]
+    pixels = view.normalize(pixels.flatten(0, 1)).unflatten(0, labels.shape)
     yield from zip(pixels.split(len(order[0][0]), 1), labels.split(len(order[0][0]), 1), strict=True)
 
 
@@ -166,6 +173,7 @@ def _waited_for(path: Path) -> np.ndarray:
 def train_stacked(jobs: Sequence[Job], pixels: Path, test_split: str | None) -> None:
     """Do jobs of one stack, and with a test split their tests: each leaves train.json and test.json."""
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")  # TF32, as convolutions have it anyway
     shared = Rows()
     made = [shared.trainer(job) for job in jobs]
     trainers, views = [trainer for trainer, _ in made], jobs[0].flags.get("cache_views")
@@ -182,6 +190,8 @@ def train_stacked(jobs: Sequence[Job], pixels: Path, test_split: str | None) -> 
     best, kept, last = torch.full((len(jobs),), -1.0, device=stack.device), stack.weights(), None
     for epoch in range(epochs):
         stack.train(epoch_batches(stack, [each[epoch] for each in order], folders, epoch % (views or epochs)))
+        if epoch % EVERY != EVERY - 1 and epoch < epochs - 1:
+            continue
         last = stack.accuracy(*held_out)
         better = last > best
         best = torch.where(better, last, best)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections import Counter
@@ -132,7 +133,8 @@ def percent(by_seed: Mapping[int, float]) -> str:
 
 def cost(row: Row) -> list[str]:
     """Cells: ms a step, extra parameters, peak memory."""
-    return [f"{row.ms():.1f}", f"{row.extra_parameters:,}", "-" if row.peak_mb is None else f"{row.peak_mb:.1f}"]
+    ms = "-" if math.isnan(row.ms()) else f"{row.ms():.1f}"
+    return [ms, f"{row.extra_parameters:,}", "-" if row.peak_mb is None else f"{row.peak_mb:.1f}"]
 
 
 def summary(sections: Sequence[Section]) -> list[str]:

@@ -130,6 +130,7 @@ def compare_parser() -> Parser:
     parser.add_argument("--report", type=Path, default=Path("runs/compare/RESULTS.md"), help="Report to write.")
     parser.add_argument("--reported", type=Path, help="YAML file of others' figures, for the report.")
     parser.add_argument("--workers", type=int, default=1, help="Runs at a time on each GPU, or on the CPU without one.")
+    parser.add_argument("--stacked", action="store_true", help="Train the runs that differ in loss and seed together.")
     parser.add_argument("--repeat", nargs=2, metavar=("STUDENT", "LOSS"), help="Repeat one row of the report.")
     return parser
 
