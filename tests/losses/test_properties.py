@@ -199,4 +199,23 @@ def test_compiles_whole_and_agrees(name):
     if name not in IN_THE_PAPER:
         torch.compiler.reset()  # it recompiles the shared `forward` for a limited number of losses
     compiled = torch.compile(loss, fullgraph=True, backend="inductor" if name in IN_THE_PAPER else "aot_eager")
-    torch.testing.assert_close(value_and_gradient(compiled, student, teacher, labels), expected)
+    leaf, constant = student.clone().requires_grad_(), teacher.clone()
+    value = compiled(leaf, constant, labels)
+    value.backward()
+    torch.testing.assert_close((value.detach(), leaf.grad), expected)
+    assert torch.equal(leaf.detach(), student) and torch.equal(constant, teacher)
+
+
+@pytest.mark.parametrize("name, options", [("kd", {}), ("dkd", {}), ("gdkd", {"k": 2}), ("gdkd3", {"k": 2})])
+def test_compiled_maps_agree_and_leave_both_logits_as_they_are(name, options):
+    """Code that reuses memory could write the gradient into an input, which it holds for the backward pass."""
+    student, teacher, labels = logits(7, 2, 8, 8, 7, dtype=torch.float32)
+    student, teacher = (x.movedim(-1, 1).contiguous() for x in (student, teacher))
+    loss = build_loss(name, dim=1, **options)
+    expected = value_and_gradient(loss, student, teacher, labels)
+    torch.compiler.reset()  # it recompiles the shared `forward` for a limited number of losses
+    leaf, constant = student.clone().requires_grad_(), teacher.clone()
+    value = torch.compile(loss, fullgraph=True)(leaf, constant, labels)
+    value.backward()
+    torch.testing.assert_close((value.detach(), leaf.grad), expected)
+    assert torch.equal(leaf.detach(), student) and torch.equal(constant, teacher)
