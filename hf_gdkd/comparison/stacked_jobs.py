@@ -24,9 +24,11 @@ from ..data.datasets import Viewed, collate
 from ..data.loading import Data
 from ..data.segmentation_views import view_of
 from ..data.views import EvalTransform, View
+from ..errors import InputError
 from ..models.loading import load_processor
 from ..tasks.registry import task_of
 from ..tasks.task import Source
+from ..training.options import LOSS_OPTIONS
 from ..training.teacher import Teacher
 from ..training.trainer import GDKDTrainer
 from .spec import ONCE, Job, Metrics, Settings
@@ -36,16 +38,15 @@ EVERY = 8  # epochs between evaluations
 WAIT = 600  # seconds for pixels that another process records
 
 
-SHARED = (
-    *("dataset", "eval_split", "train_rows", "validation_rows", "student", "cache_views"),
-    *("crop_padding", "crop_scale", "flip"),
-    *("num_train_epochs", "per_device_train_batch_size", "optim", "optim_args", "learning_rate", "weight_decay"),
-    *("warmup_steps", "max_grad_norm"),
-)
+# What the runs of a stack may differ in: seed, loss, what is saved, and where the teacher's logits come from.
+MAY_DIFFER = {
+    *("seed", "loss", "loss_options", "ce_weight", "kd_weight", "label_smoothing_factor", *LOSS_OPTIONS),
+    *("teacher", "teacher_cache", "metric_for_best_model", "save_only_model", "save_total_limit", *ONCE),
+}
 
 
 def do_stacked(jobs: Sequence[Job], pixels: Path, test_split: str | None) -> None:
-    """Do the jobs that are not done, those that have all of `SHARED` in common as one stack in one process.
+    """Do the jobs that are not done, those that differ in `MAY_DIFFER` alone as one stack in one process.
 
     Args:
         jobs: of one comparison.
@@ -56,7 +57,8 @@ def do_stacked(jobs: Sequence[Job], pixels: Path, test_split: str | None) -> Non
     views: dict[Path, tuple[Job, int]] = {}
     for job in jobs:
         if job.result() is None:
-            stacks.setdefault(json.dumps([job.flags.get(key) for key in SHARED]), []).append(job)
+            shared = {key: value for key, value in job.flags.items() if key not in MAY_DIFFER}
+            stacks.setdefault(json.dumps(shared, sort_keys=True), []).append(job)
             folder, number = views_folder(pixels, job), job.flags.get("cache_views") or job.flags["num_train_epochs"]
             views[folder] = (job, max(number, views.get(folder, (job, 0))[1]))
     context = get_context("spawn")
@@ -106,6 +108,12 @@ class Rows:
                 teachers = self.teacher(json.dumps(of))
         student, view = student_of(script, data)
         train = training_data(script, args, data, view, teachers)
+        start = script.student_init != "random" or script.student_config
+        if start or len(teachers) > 1 or train.mix or train.repeats > 1 or len(train.transform.views) > 1:
+            raise InputError(
+                f"{job.folder} cannot be one of a stack, which has students of random weights, one teacher that sees what "
+                "they see, and no mixing or repeated augmentation: train it without --stacked."
+            )
         processor = load_processor(script.student, init="random")
         trainer = GDKDTrainer(
             student, teachers[0] if teachers else None, args, train_dataset=train, processing_class=processor,

@@ -86,11 +86,13 @@ class StackedLosses:
         device, n = trainers[0].args.device, len(trainers)
         for trainer in trainers:
             args, balance = trainer.args, trainer.balance
-            ramps = args.kd_skip_epochs + args.kd_warmup_epochs > 0
-            if ramps or args.ce_weight == 0 or (balance is not None and balance.features is not None):
+            others = (args.kd_skip_epochs, args.kd_warmup_epochs, args.class_weights, args.binary_cross_entropy)
+            others += (args.max_grad_norm, args.gradient_accumulation_steps - 1, args.bf16, args.fp16)
+            if any(others) or args.ce_weight == 0 or (balance is not None and balance.features is not None):
                 raise InputError(
-                    f"{args.output_dir} cannot be one of a stack, which has no ramp of kd_weight, a ce_weight above 0, "
-                    "and numbers as weights of the losses on features: train it without --stacked."
+                    f"{args.output_dir} cannot be one of a stack, which has a cross-entropy of labels, numbers as "
+                    "weights of the losses on features, and neither class_weights, a ramp of kd_weight, clipping "
+                    "(max_grad_norm 0), gradient accumulation nor mixed precision: train it without --stacked."
                 )
         self.smoothing = torch.tensor([each.args.label_smoothing_factor for each in trainers], device=device)
         self.ce_weight = torch.tensor([each.args.ce_weight for each in trainers], device=device)
