@@ -111,8 +111,8 @@ class Rows:
         start = script.student_init != "random" or script.student_config
         if start or len(teachers) > 1 or train.mix or train.repeats > 1 or len(train.transform.views) > 1:
             raise InputError(
-                f"{job.folder} cannot be one of a stack, which has students of random weights, one teacher that sees what "
-                "they see, and no mixing or repeated augmentation: train it without --stacked."
+                f"{job.folder} cannot be one of a stack, which has students of random weights, one teacher that sees "
+                "what they see, and no mixing or repeated augmentation: train it without --stacked."
             )
         processor = load_processor(script.student, init="random")
         trainer = GDKDTrainer(
