@@ -24,7 +24,8 @@ class Term:
         loss: of the first of them.
         students: their numbers, ascending.
         losses: of each.
-        layers: what it listens to in student and teacher; None: losses on logits.
+        seen: the numbers of the outputs of student and teacher that it compares: of the logits, or of stages and, last,
+            the pooled features.
     """
 
     def __init__(
@@ -32,10 +33,10 @@ class Term:
         loss: DistillationLoss,
         students: Sequence[int],
         losses: Sequence[DistillationLoss],
-        layers: tuple[list[int], list[int]] | None,
+        seen: tuple[list[int], list[int]],
         device: torch.device,
     ) -> None:
-        self.loss, self.layers, self.parts = loss, layers, list(loss.weights)
+        self.loss, self.seen, self.parts = loss, seen, list(loss.weights)
         self.students = torch.tensor(students, device=device)
         self.weights = torch.tensor([[one.weights[part] for part in self.parts] for one in losses], device=device)
         learned = [dict(one.named_parameters()) for one in losses]
@@ -44,25 +45,20 @@ class Term:
         }
 
     def __call__(self, student: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """The values (students,) of outputs (students, N, ...): logits, stages and pooled features."""
+        """The values (students,) of what it compares, (students, N, ...) each."""
 
         def one(
             learned: Mapping[str, Tensor], student: Sequence[Tensor], teacher: Sequence[Tensor], y: Tensor
         ) -> Tensor:
-            own, theirs = self._seen(student, 0), self._seen(teacher, 1)
-            call = _Parts(self.loss)
             learned = {f"loss.{name}": value for name, value in learned.items()}
-            parts = functional_call(call, learned, (own, theirs, y))
+            parts = functional_call(_Parts(self.loss), learned, (self._input(student), self._input(teacher), y))
             return torch.stack([part.mean() for part in parts])
 
         values = vmap(one, randomness="different")(self.learned, list(student), list(teacher), labels)
         return (values * self.weights).sum(1)
 
-    def _seen(self, outputs: Sequence[Tensor], who: int) -> Tensor | Features:
-        if self.layers is None:
-            return outputs[0]
-        *stages, pooled = outputs[1:]
-        return Features([stages[i] for i in self.layers[who]], pooled)
+    def _input(self, outputs: Sequence[Tensor]) -> Tensor | Features:
+        return Features(outputs[:-1], outputs[-1]) if isinstance(self.loss, FeatureLoss) else outputs[0]
 
 
 class _Parts(nn.Module):
@@ -122,12 +118,14 @@ class StackedLosses:
         terms, self._names = [], {}
         for members in found.values():
             students, names, losses, listening = zip(*members, strict=True)
-            own = listening[0] and tuple(
-                [where.index(layer) for layer in hooks.layers]
-                for where, hooks in zip(layers, (listening[0].student, listening[0].teacher), strict=True)
-            )
+            seen = ([0], [0])
+            if listening[0]:
+                hooks = zip(layers, (listening[0].student, listening[0].teacher), strict=True)
+                seen = tuple(
+                    [*(1 + where.index(layer) for layer in own.layers), 1 + len(where)] for where, own in hooks
+                )
             self._names |= {(len(terms), j): name for j, name in zip(students, names, strict=True)}
-            terms.append(Term(losses[0], students, losses, own, device))
+            terms.append(Term(losses[0], students, losses, seen, device))
         return terms
 
     def state(self) -> list[Tensor]:
@@ -152,16 +150,15 @@ class StackedLosses:
         weights = self.weights()
         for m, term in enumerate(self.terms):
             who = term.students
-            leaves = [each[who].requires_grad_() for each in outputs[: None if term.layers else 1]]
-            values = term(leaves, [each[row[who]] for each in teacher], labels[row[who]])
+            leaves = [outputs[i][who].requires_grad_() for i in term.seen[0]]
+            values = term(leaves, [teacher[i][row[who]] for i in term.seen[1]], labels[row[who]])
             weight = weights[m, who]
-            if isinstance(term.loss, FeatureLoss):
-                values = values * weight
-                weight = torch.ones_like(weight)
+            if isinstance(term.loss, FeatureLoss):  # what it learns is under its weight too
+                values, weight = values * weight, torch.ones_like(weight)
             found = torch.autograd.grad(values.sum(), [*leaves, *term.learned.values()], allow_unused=True)
-            for whole, gradient in zip(gradients, found[: len(leaves)], strict=False):
+            for i, gradient in zip(term.seen[0], found, strict=False):
                 if gradient is not None:
-                    whole.index_add_(0, who, gradient * weight.view(-1, *[1] * (gradient.ndim - 1)))
+                    gradients[i].index_add_(0, who, gradient * weight.view(-1, *[1] * (gradient.ndim - 1)))
             learned |= dict(zip(term.learned.values(), found[len(leaves) :], strict=True))
             if not isinstance(term.loss, FeatureLoss):
                 norms[1 + m] = norms[1 + m].index_add(0, who, found[0].flatten(1).norm(dim=1))
