@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -164,32 +165,47 @@ def read_reported(report: Path, dataset: str, student: str) -> dict[str, dict[st
 
 
 def draw(path: Path, section: Section) -> None:
-    """Accuracy against training time a step, one panel a student; labels stand in a column at the right."""
+    """Accuracy against training time a step, one panel a student; where time was not measured, row by row."""
     students = section.students()
     losses = dict.fromkeys(row.loss for row in section.rows)
     colors = {loss: colormaps["tab20"](2 * i % 20 + (i > 9)) for i, loss in enumerate(losses)}
-    figure = Figure(figsize=(6.5 * len(students), 5), layout="constrained")
+    size = (7.5 * len(students), max(5, 0.3 * len(losses)))
+    figure = Figure(figsize=size, layout="constrained")
+    label = f"{section.words.judged_name} of the last epoch, % (mean ± standard deviation)"
     for axes, student in zip(figure.subplots(1, len(students), squeeze=False)[0], students, strict=True):
         rows = [row for row in section.tuned_here(student).values() if row.last]
         rows.sort(key=lambda row: statistics.mean(row.last.values()))
-        timed = not any(math.isnan(row.ms()) for row in rows)
-        x = [row.ms() for row in rows] if timed else list(range(len(rows)))
         y, deviation = zip(*(mean_and_deviation(row.last.values()) for row in rows), strict=True)
         y, deviation = [100 * value for value in y], [0 if math.isnan(value) else 100 * value for value in deviation]
-        low, high = min(map(float.__sub__, y, map(float, deviation))), max(map(float.__add__, y, map(float, deviation)))
-        places = spread(y, gap=max(high - low, 0.1) / 16)
-        right = max(x) + 0.12 * max(max(x) - min(x), 0.05 * max(x))
-        for i, row in enumerate(rows):
-            color = colors[row.loss]
-            axes.errorbar(x[i], y[i], deviation[i], fmt="o", color=color, capsize=2)
-            line = {"arrowstyle": "-", "color": color, "linewidth": 0.6}
-            axes.annotate(row.loss, (x[i], y[i]), (right, places[i]), va="center", arrowprops=line, fontsize=9)
-        axes.set_xlim(right=right + 0.35 * (right - min(x)))
-        axes.set(xlabel="ms a training step (median over seeds)" if timed else "rows, the best last", title=student)
-        axes.set_ylabel(f"{section.words.judged_name} of the last epoch, % (mean ± standard deviation)")
+        own = [colors[row.loss] for row in rows]
+        if any(math.isnan(row.ms()) for row in rows):
+            for i, color in enumerate(own):
+                axes.errorbar(y[i], i, xerr=deviation[i], fmt="o", color=color, capsize=2)
+            axes.set_yticks(range(len(rows)), [row.loss for row in rows])
+            axes.set_xlabel(label)
+        else:
+            _draw_against_time(axes, rows, y, deviation, own)
+            axes.set_ylabel(label)
+        axes.set_title(student)
         axes.grid(alpha=0.3)
     figure.suptitle(section.name)
     figure.savefig(path, dpi=120)
+
+
+def _draw_against_time(
+    axes: Axes, rows: Sequence[Row], y: Sequence[float], deviation: Sequence[float], colors: Sequence[Any]
+) -> None:
+    """Points, ascending, whose labels stand in a column at the right."""
+    x = [row.ms() for row in rows]
+    low, high = min(map(float.__sub__, y, map(float, deviation))), max(map(float.__add__, y, map(float, deviation)))
+    places = spread(y, gap=max(high - low, 0.1) / 16)
+    right = max(x) + 0.12 * max(max(x) - min(x), 0.05 * max(x))
+    for i, (row, color) in enumerate(zip(rows, colors, strict=True)):
+        axes.errorbar(x[i], y[i], deviation[i], fmt="o", color=color, capsize=2)
+        line = {"arrowstyle": "-", "color": color, "linewidth": 0.6}
+        axes.annotate(row.loss, (x[i], y[i]), (right, places[i]), va="center", arrowprops=line, fontsize=9)
+    axes.set_xlim(right=right + 0.35 * (right - min(x)))
+    axes.set_xlabel("ms a training step (median over seeds)")
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
