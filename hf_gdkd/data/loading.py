@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from datasets import ClassLabel, Dataset, IterableDataset
@@ -107,6 +108,7 @@ def load_data(
     whole = splits.get(train_split)
     train, evaluation, eval_split = divide(name, splits, train_split, eval_split, train_rows, validation_rows, seed)
     train = None if eval_only else stream or train
+    tell_name(train, name)
     shape = {"flip": False, "crop_scale": 0.6} if name == "digits" else {}
     return Data(
         name,
@@ -119,6 +121,12 @@ def load_data(
         train_split_rows=whole,
         **shape,
     )
+
+
+def tell_name(rows: Dataset | IterableDataset | None, name: str) -> None:
+    """Have the rows tell what data set they are of: `info.dataset_name`, an id on the Hub, a folder, or `digits`."""
+    if rows is not None:
+        rows.info.dataset_name = os.path.abspath(name) if os.path.isdir(name) else name
 
 
 def _stream(

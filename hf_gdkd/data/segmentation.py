@@ -18,7 +18,7 @@ from .columns import absolute_paths, find_mask_columns
 from .decoding import CHECKED_ROWS, ImageError, check_size, inspected, leave_out, of_all, open_image
 from .digit_scenes import DIGIT_CLASSES, digit_scenes
 from .label_space import Colour, ModelClasses, Stored, find_label_space
-from .loading import Data
+from .loading import Data, tell_name
 from .mask_folder import find_pairs
 from .masks import as_number, ids, open_mask
 from .selection import ROW, numbered
@@ -80,6 +80,7 @@ def load_segmentation(
     space = find_label_space(name, stored, named, _palette(name, source, palette), models, reduce_labels)
     splits = {split: rows.with_transform(space.reader) for split, rows in splits.items()}
     train, evaluation, eval_split = divide(name, splits, train_split, eval_split, train_rows, validation_rows, seed)
+    tell_name(train, name)
     return Data(
         name,
         None if eval_only else train,

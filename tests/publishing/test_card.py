@@ -13,6 +13,7 @@ from hf_gdkd.data.loading import Data
 from hf_gdkd.models.segmentation_networks.modeling import SegmentationNetworkConfig
 from hf_gdkd.publishing import upload
 from hf_gdkd.publishing.card import Origin, shared_command, write_card
+from hf_gdkd.publishing.trainer_card import last_evaluation
 
 NUMBERS = {"top1": 0.5, "top5": 1.0, "nll": 1.25, "ece": 0.125, "parameters": 1234, "flops": 2e9}
 NUMBERS |= {"images_per_second": 1000.4}
@@ -164,3 +165,28 @@ def test_a_card_that_trainer_wrote_is_written_again_and_no_other(tmp_path):
     path.write_text("# Mine\n")
     trainer.create_model_card()
     assert path.read_text() == "# Mine\n"
+
+
+def test_the_card_of_a_trainer_leaves_out_what_is_not_known(tmp_path):
+    """A plain module has no name, no classes and no pipeline; a teacher without a name is no model to link to."""
+    trainer = distil(tmp_path, max_steps=1)
+    trainer.create_model_card()
+    _, metadata, text = (tmp_path / "README.md").read_text().split("---\n", 2)
+    assert "distilled from the teacher `NormedTeacher`" in text and "NormedTeacher" not in metadata
+    assert "- Architecture: `Plain`.\n" in text and "The model has not been measured." in text
+    assert not re.search(r"pipeline\(|- Data|Classes|{{|{%|None|Undefined|\n\n\n", text)
+    assert "transformers" not in metadata and "base_model" not in metadata
+
+
+def test_the_card_of_a_trainer_shows_the_evaluation_of_the_weights_that_it_has(tmp_path):
+    """Those of the best epoch, if they were loaded; and what was measured afterwards."""
+    best = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best |= {"load_best_model_at_end": True, "learning_rate": 30.0, "max_steps": 3}
+    trainer = distil(tmp_path, **best, metric_for_best_model="loss")
+    losses = {row["step"]: row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
+    step = min(losses, key=losses.get)
+    assert step < 3 and last_evaluation(trainer)["step"] == step
+    trainer.evaluate()
+    assert last_evaluation(trainer)["eval_loss"] == pytest.approx(losses[step])
+    trainer.create_model_card()
+    assert f"| loss | {losses[step]:.4g} |" in (tmp_path / "README.md").read_text()
