@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from ..errors import TrainingError
 from .checkpoints import last_complete_checkpoint
+from .run_files import SETTINGS_FILE
 from .stopped_step import BadStep, random_state, set_random_state
 
 
@@ -204,7 +206,12 @@ class NaNGuard(TrainerCallback):
         batches = [trainer._prepare_inputs(batch) for batch in step.batches]
         bad = BadStep(step.number, step.samples, trainer.steps_per_epoch, found, batches, step.random)
         bad.save(checkpoint, trainer.args)
-        return f"the state before the step is in {checkpoint}, and `hf-gdkd replay {checkpoint}` repeats the step."
+        if Path(checkpoint).with_name(SETTINGS_FILE).is_file():
+            repeats = f"`hf-gdkd replay {checkpoint}` repeats the step"
+        else:  # a run from Python
+            call = f"hf_gdkd.training.replay.repeat_step(trainer, {checkpoint!r})"
+            repeats = f"{call} repeats the step, with this trainer or one made again like it"
+        return f"the state before the step is in {checkpoint}, and {repeats}."
 
 
 class _Numbers:

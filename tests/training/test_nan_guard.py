@@ -123,7 +123,8 @@ def test_a_gradient_that_is_not_finite(tmp_path, clip, split):
     ) as e:
         distil(tmp_path, make(Spiked), data=spoiled_data((0, 0, 0), 99.0), callbacks=[record], **options)
     checkpoint = tmp_path / "checkpoint-1"
-    assert f"`hf-gdkd replay {checkpoint}`" in str(e.value)
+    assert f"hf_gdkd.training.replay.repeat_step(trainer, '{checkpoint}') repeats the step" in str(e.value)
+    assert "hf-gdkd replay" not in str(e.value)  # which needs the settings of a command
     saved = load_file(checkpoint / "model.safetensors")
     assert all(value.isfinite().all() for value in saved.values())
     torch.testing.assert_close(saved["body.body.head.weight"], record.steps[0]["body.body.head.weight"], rtol=0, atol=0)
