@@ -132,6 +132,8 @@ def _with_head(
     new = len(names) - kept
     message = "student's head: %d of %d classes keep their pretrained weights, %d are newly initialised."
     logger.warning(message, kept, len(names), new)
+    if rest := loaded.missing - head:  # such as a pooler
+        logger.warning("%s: newly initialised: %s.", path, ", ".join(sorted(rest)))
     return loaded.model
 
 

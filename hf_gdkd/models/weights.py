@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError
 from .heads import backbone_name
@@ -51,7 +54,7 @@ def load_weights(
     Raises:
         InputError: no safetensors weights, or tensors of another shape.
     """
-    with explained(f"model {path} cannot be loaded", path, revision):
+    with explained(f"model {path} cannot be loaded", path, revision), _quiet():
         model, info = kind.auto.from_pretrained(
             path,
             config=config,
@@ -75,6 +78,17 @@ def load_weights(
         )
     missing = {name for name in info["missing_keys"] if not name.endswith("num_batches_tracked")}  # a mere counter
     return Loaded(check_takes_pixels(model, path), missing, set(info["unexpected_keys"]))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out transformers' table of what a checkpoint lacks: whoever loads it here says so in a sentence."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def check_takes_pixels(model: PreTrainedModel, path: str) -> PreTrainedModel:

@@ -1,6 +1,7 @@
 """Models by name, offline: the smallest ones of transformers and timm, saved and loaded again."""
 
 import json
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -221,6 +222,21 @@ def test_num_labels(vit):
     old = load_model(str(vit))
     assert torch.equal(load_model(str(vit), num_labels=4).classifier.weight, old.classifier.weight)
     assert load_model(str(vit), num_labels=7).classifier.weight.shape == (7, 8)
+
+
+def test_another_number_of_classes_is_said_in_a_sentence(vit, caplog):
+    """Without transformers' table of tensors, which stays for what others load; its verbosity is as before."""
+    library = logging.getLogger("transformers")
+    library.addHandler(caplog.handler)
+    try:
+        load_model(str(vit), num_labels=7)
+        said = "student's head: 0 of 7 classes keep their pretrained weights, 7 are newly initialised."
+        assert caplog.messages == [said]
+        options = {"num_labels": 7, "ignore_mismatched_sizes": True}
+        ViTForImageClassification.from_pretrained(str(vit), **options)
+        assert "LOAD REPORT" in caplog.text
+    finally:
+        library.removeHandler(caplog.handler)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------
