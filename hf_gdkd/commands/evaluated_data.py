@@ -48,7 +48,10 @@ def parse_data(parser: Parser, argv: list[str], models: Mapping[str, str]) -> tu
     if main is None:
         raise InputError(f"there is nothing to look at: use --{' or --'.join(models)}.")
     name = getattr(options, main)
-    trained = trained_with(name, getattr(options, models[main], None))
+    trained, unread = _read_training(name, getattr(options, models[main], None))
+    if unread is not None and options.dataset is None and not Path(name).is_dir():
+        raise InputError(f"{main} {name} is not known: there is no folder of that name, and {unread}")
+    _warn(name, unread)
     if trained is not None and options.task is None:
         argv = [*as_flags({"task": trained.get("task")}), *argv]
         options = parser.parse_args(argv)
@@ -93,21 +96,32 @@ def parse_data(parser: Parser, argv: list[str], models: Mapping[str, str]) -> tu
 def trained_with(name: str, revision: str | None) -> dict[str, Any] | None:
     """Read the settings that a model was trained with, from its folder or its repository; None if there are none.
 
-    A folder of a teacher cache has such settings too.
+    A folder of a teacher cache has such settings too. Where they cannot be read, a warning says why.
     """
+    settings, unread = _read_training(name, revision)
+    _warn(name, unread)
+    return settings
+
+
+def _read_training(name: str, revision: str | None) -> tuple[dict[str, Any] | None, str | None]:
+    """What `trained_with` returns, and why it could not be read, if that is so."""
     path = name if Path(name, DESCRIPTION).is_file() else resolve_name(name)
     try:
         if not Path(path).is_dir():
             if is_own_network(path):
-                return None
+                return None, None
             path = str(Path(hf_hub_download(path, SETTINGS_FILE, revision=revision)).parent)
         settings = read_run_settings(path)
     except (*HUB_ERRORS, yaml.YAMLError) as error:
-        if not isinstance(error, EntryNotFoundError) or isinstance(error, LocalEntryNotFoundError):
-            reason = hub_reason(error, name) or first_sentence(error)
-            logger.warning("The settings that %s was trained with (%s) are not known: %s", name, SETTINGS_FILE, reason)
-        return None
-    return settings if isinstance(settings, dict) else None
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None, None
+        return None, hub_reason(error, name) or first_sentence(error)
+    return (settings if isinstance(settings, dict) else None), None
+
+
+def _warn(name: str, unread: str | None) -> None:
+    if unread is not None:
+        logger.warning("The settings that %s was trained with (%s) are not known: %s", name, SETTINGS_FILE, unread)
 
 
 def has_seen(trained: dict[str, Any] | None, data: DistillArguments) -> bool:

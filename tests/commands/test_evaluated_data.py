@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import hf_gdkd
+from hf_gdkd.commands.analysis import parse_analysis
 from hf_gdkd.commands.arguments.other_flags import EVALUATION_FLAGS
 from hf_gdkd.commands.evaluated_data import has_seen, parse_evaluation, trained_with
 from hf_gdkd.errors import InputError
@@ -98,6 +99,17 @@ def test_a_model_without_settings_needs_the_data_set(tmp_path, text, caplog):
         parse_evaluation(["--model", str(tmp_path)])
     options, data = parse_evaluation(["--model", str(tmp_path), "--dataset", "digits"])
     assert data.dataset == "digits" and options.batch_size == 64
+
+
+@pytest.mark.parametrize("command", [parse_evaluation, parse_analysis])
+def test_a_model_that_is_not_there_is_said(command, caplog):
+    """One sentence, that does not begin with settings of a model that does not exist."""
+    role = "model" if command is parse_evaluation else "teacher"
+    with pytest.raises(
+        InputError, match=rf"^{role} runs/nothing is not known: there is no folder of that name, and .*"
+    ):
+        command([f"--{role}", "runs/nothing", *(["--output_dir", "report"] if role == "teacher" else [])])
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("words, seen", [
