@@ -34,7 +34,8 @@ def reason(error: Exception, path: str, revision: str | None = None) -> str:
     if "trust_remote_code" in str(error):
         return "it runs its own code: read that code, then use --trust_remote_code, or choose another model."
     if (found := hub_reason(error, path, revision=revision)) is not None:
-        return found
+        absent = found.startswith(("the Hub has no repository", "HF_HUB_OFFLINE"))  # it may be meant for a folder
+        return f"there is no folder of that name, and {found}" if absent and not os.path.isdir(path) else found
     if "Can't load image processor" in str(error):
         if constants.is_offline_mode() and not os.path.isdir(path):
             return reason(OfflineModeIsEnabled(), path)

@@ -209,8 +209,8 @@ SCRIPT = "it is a script, which could run any code: use --dataset_revision refs/
 
 BAD_INPUT = {
     "private student": (with_student("other/private"), PRIVATE),
-    "unknown student": (with_student("nobody/nothing"), PRIVATE),
-    "unknown teacher": (with_teacher("nobody/nothing"), PRIVATE),
+    "unknown student": (with_student("nobody/nothing"), f"there is no folder of that name, and {PRIVATE}"),
+    "unknown teacher": (with_teacher("nobody/nothing"), f"there is no folder of that name, and {PRIVATE}"),
     "unknown data": (with_data("nobody/nothing"), PRIVATE),
     "gated student": (with_student("tester/gated"), GATE.format("tester/gated")),
     "gated data": (with_data("ILSVRC/imagenet-1k"), GATE.format("datasets/ILSVRC/imagenet-1k")),
