@@ -122,6 +122,7 @@ class CheckpointTrainer(LoaderTrainer):
             self._save_checkpoint(self.model_wrapped, self._trial)
         finally:
             self.args.save_total_limit = limit
+        self.callback_handler.on_save(self.args, self.state, self.control)  # as Trainer after its own checkpoints
         self.accelerator.wait_for_everyone()  # the first process that ends takes the others with it
         return os.path.join(self.folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
@@ -157,11 +158,14 @@ class CheckpointTrainer(LoaderTrainer):
         flags = torch.stack([t.isfinite().all().to(self.args.device) for t in named.values()]).tolist()
         return [name.split(".", 1)[1] for name, is_finite in zip(named, flags, strict=True) if not is_finite]
 
+    def spoiled(self) -> list[str]:
+        """The names of what has become NaN or infinite since training began, of all parts; all processes call."""
+        found = [name for name in self.not_finite() if name not in self.finite.never_finite]
+        # Each process holds a part, and all save together.
+        return gather_object(found) if self.is_fsdp_enabled or self.is_deepspeed_enabled else found
+
     def _check_finite(self) -> None:
-        spoiled = [name for name in self.not_finite() if name not in self.finite.never_finite]
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # each process holds a part, and all save together
-            spoiled = gather_object(spoiled)
-        if spoiled:
+        if spoiled := self.spoiled():
             last = last_complete_checkpoint(self.folder)
             raise TrainingError(
                 f"after step {self.state.global_step} the student's weights are not finite ({', '.join(spoiled[:3])}"

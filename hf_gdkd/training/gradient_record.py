@@ -69,6 +69,7 @@ class GradientRecord(TrainerCallback):
         self._due = None if state.global_step % EVERY else (state.global_step, state.epoch or 0.0)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        self._waiting = [row for row in self._waiting if row[0] < state.global_step]  # none of a step taken back
         if state.is_world_process_zero:
             self.write(args.output_dir)
 

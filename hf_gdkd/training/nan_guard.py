@@ -196,7 +196,7 @@ class NaNGuard(TrainerCallback):
     def _save(self, step: _Step, found: Mapping[str, float]) -> str:
         """Save the state before the step, and the step itself; a sentence that says where."""
         trainer = self.trainer
-        if set(trainer.not_finite()) - set(self.never_finite):
+        if trainer.spoiled():
             last = last_complete_checkpoint(trainer.folder)
             return "the weights before the step are not finite either and are not saved; " + (
                 f"the last complete checkpoint is {last}." if last else "there is no complete checkpoint."

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from tiny_training import StopAt, config, distil, weights
+from tiny_training import InOrder, StopAt, config, distil, make_data, weights
 from torch.nn.functional import kl_div
 
-from hf_gdkd.errors import InputError
+from hf_gdkd.errors import InputError, TrainingError
 from hf_gdkd.losses import build_loss
 from hf_gdkd.losses.gradients import TERMS, non_top_gradients
 from hf_gdkd.training import gradient_record
@@ -74,6 +74,20 @@ def test_a_resumed_run_goes_on_with_the_record(tmp_path, monkeypatch):
     distil(tmp_path / "cut", resume=str(tmp_path / "cut/checkpoint-4"), **options)
     rows = [json.loads((tmp_path / name / "gradients.json").read_text())["rows"] for name in ("whole", "cut")]
     assert rows[0] == rows[1] and len(rows[0]) == whole.state.global_step == 6
+
+
+def test_a_run_that_was_stopped_leaves_its_record_up_to_the_step(tmp_path, monkeypatch):
+    """Of a loss that is not finite, found one step later; the run that goes on from there repeats that step."""
+    monkeypatch.setattr(gradient_record, "EVERY", 1)
+    options = {"k": 2, "record_gradients": True, "optim": "adamw_torch_fused", "logging_strategy": "no"}
+    data = make_data()
+    good, data[20]["pixel_values"] = data[20]["pixel_values"], torch.full_like(data[20]["pixel_values"], torch.inf)
+    with pytest.raises(TrainingError, match="at step 2 the loss is not finite"):
+        distil(tmp_path, data=data, trainer=InOrder, **options)
+    assert [row["step"] for row in json.loads((tmp_path / "gradients.json").read_text())["rows"]] == [0]
+    data[20]["pixel_values"] = good
+    distil(tmp_path, data=data, trainer=InOrder, resume=True, **options)
+    assert [row["step"] for row in json.loads((tmp_path / "gradients.json").read_text())["rows"]] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("loss, options", [

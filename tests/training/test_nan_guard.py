@@ -26,6 +26,7 @@ from transformers import TrainerCallback
 
 from hf_gdkd import GDKDTrainer
 from hf_gdkd.errors import TrainingError
+from hf_gdkd.training import checkpoint_trainer
 from hf_gdkd.training.nan_guard import NaNGuard
 from hf_gdkd.training.replay import repeat_step
 
@@ -247,6 +248,18 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     with pytest.raises(TrainingError, match="the weights before the step are not finite either and are not saved"):
         distil(tmp_path / "b", callbacks=[Spoils()], **SPIKED | {"save_strategy": "no"})
     assert not list((tmp_path / "b").glob("checkpoint-*"))
+
+
+def test_processes_agree_that_weights_are_not_finite(tmp_path, monkeypatch):
+    """Where each holds a part of the weights: one that saved alone would wait for the others for ever."""
+    monkeypatch.setattr(checkpoint_trainer, "gather_object", lambda names: [*names, "of another process"])
+    trainer = GDKDTrainer(make(Plain), None, config(tmp_path, "ce"), train_dataset=make_data())
+    trainer.add_callback(StopsAt(1))
+    trainer.add_callback(sharded := TrainerCallback())
+    sharded.on_step_begin = lambda *args, **kwargs: setattr(trainer, "is_fsdp_enabled", True)
+    with pytest.raises(TrainingError, match="the weights before the step are not finite either and are not saved"):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize("scale, stops", [(65536.0, False), (1.0, True)])
