@@ -12,6 +12,7 @@ from ..errors import InputError
 
 EVERY = 10  # steps from one measurement to the next; the first ten are all measured
 SPAN = 10  # measurements that a running mean looks back on
+SCALE = 2.0**12  # of the losses while they are measured: small gradients would vanish in float16, as under --fp16
 
 Taps = Sequence[tuple[Tensor, Tensor]]  # what a module of the student returned, and what a loss reads of it
 
@@ -57,18 +58,20 @@ class FeatureBalance(nn.Module):
         found = []
         for name in self._factors:
             read = [tap for _, tap in taps[name]]
-            own = torch.autograd.grad(terms[name], read, retain_graph=True, allow_unused=True) if read else []
+            scale = torch.full_like(terms[name], SCALE)
+            own = torch.autograd.grad(terms[name], read, scale, retain_graph=True, allow_unused=True) if read else []
             reached = [(output, g) for (output, _), g in zip(taps[name], own, strict=True) if g is not None]
             down = None
             if reached:
-                (down,) = torch.autograd.grad(logits, reached[-1][0], reference, retain_graph=True, allow_unused=True)
+                output, scaled = reached[-1][0], SCALE * reference
+                (down,) = torch.autograd.grad(logits, output, scaled, retain_graph=True, allow_unused=True)
             if down is None:
                 raise InputError(
                     f"the logits do not depend on the last features that {name or 'the loss'} reads: its weight cannot "
                     "be auto, so use a number."
                 )
             norms = [torch.linalg.vector_norm(each, dtype=torch.float32) for each in (down, reached[-1][1])]
-            found.append(torch.stack(norms) ** 2)
+            found.append((torch.stack(norms) / SCALE) ** 2)
         squares = torch.stack(found, 1)
         self._squares = squares if self._squares is None else self._squares + squares
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hf_gdkd import GDKDConfig
 from hf_gdkd.errors import InputError
 from hf_gdkd.losses import Features, build_loss
 from hf_gdkd.training.balance import Balance, found_weights
+from hf_gdkd.training.feature_balance import FeatureBalance
 from hf_gdkd.training.training_picture import draw_training
 
 AUTO = {"loss": "gdkd+dist", "loss_options": ["gdkd.k=2", "gdkd.weight=auto", "dist.weight=auto:2"]}
@@ -179,6 +181,19 @@ def test_on_features_of_a_transformer_its_class_token_counts(tmp_path):
     """The cross-entropy reaches the last block through the class token alone, which is no part of the map."""
     trainer = distil(tmp_path, "at", vit, kd_weight="auto")
     assert (trainer.balance.features.norms > 0).all() and rows(trainer)[-1]["weight/at"] > 0
+
+
+def test_on_features_in_half_precision_small_gradients_do_not_vanish():
+    """As of a student that is close to its teacher, in a large batch: a hundred million features."""
+    found = {}
+    for dtype in (torch.float32, torch.float16):
+        features = torch.linspace(1, 2, 64).to(dtype).requires_grad_()
+        read, logits = features.view_as(features), features.float().sum()[None]
+        balance = FeatureBalance({"fitnet": 1.0})
+        balance.note(logits, torch.ones(1), {"fitnet": (read.float() ** 2).sum() * 1e-8}, {"fitnet": [(features, read)]})
+        balance.end_step(SimpleNamespace(reduce=lambda squares, how: squares))
+        found[dtype] = balance.weights(1.0)["fitnet"].item()
+    assert found[torch.float16] == pytest.approx(found[torch.float32], rel=1e-2)
 
 
 def test_on_features_something_at_the_logits_is_needed(tmp_path):
