@@ -127,6 +127,7 @@ class CheckpointTrainer(LoaderTrainer):
         return os.path.join(self.folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
     def evaluated_weights(self) -> AbstractContextManager:
+        self.finite.settle()  # where a callback evaluates
         return self.ema.in_place()
 
     def note_batches(self, *args: Any) -> None:

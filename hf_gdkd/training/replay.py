@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from .optimization import PROJECTIONS_FILE
 from .stopped_step import BadStep, set_random_state
+from .teacher_matching import teachers_of
 from .trainer import GDKDTrainer
 
 
@@ -34,6 +35,9 @@ def repeat_step(trainer: GDKDTrainer, checkpoint: str) -> dict[str, Any]:
     if trainer.projections.state_dict():
         trainer.projections.load_state_dict(load_file(os.path.join(checkpoint, PROJECTIONS_FILE)))
     trainer.state.global_step, trainer.steps_per_epoch = parts[0].step - 1, parts[0].steps_per_epoch
+    trainer._tried = True  # neither loss nor teacher is tried first, or the step would end where it is bad
+    for teacher in teachers_of(trainer.teacher):
+        teacher.checked = True
     trainer.finite.forget()
     trainer.is_in_train = True
     model = trainer.accelerator.prepare_model(trainer.model)  # its precision
@@ -47,7 +51,8 @@ def repeat_step(trainer: GDKDTrainer, checkpoint: str) -> dict[str, Any]:
     named = [*trainer.model.named_parameters(), *trainer.projections.named_parameters()]
     gradients = {name: p.grad / scale for name, p in named if p.grad is not None}
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
-    found = dict(zip(trainer.finite.names, trainer.finite.sums.tolist(), strict=True))
+    sums = trainer.finite.sums  # None in a step without any loss
+    found = dict(zip(trainer.finite.names, [] if sums is None else sums.tolist(), strict=True))
     return {
         "step": parts[0].step,
         "found": found | {"gradients": float(norm)},

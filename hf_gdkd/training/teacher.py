@@ -95,7 +95,7 @@ class Teacher:
         self.renormalize = renormalize and tuple(t.view(3, 1, 1) for t in renormalize)
         self.matched = view is None
         self._student_view: View | None = None
-        self._checked = False
+        self.checked = False
 
     def cast(self, dtype: torch.dtype | str) -> None:
         """Set the precision of the forward pass, as a dtype or its name."""
@@ -137,7 +137,7 @@ class Teacher:
         names = class_names(self.model)
         columns = match_labels(names, label_names, label_map, source_name=self.name, target_name=data_name)
         self.columns = None if columns == list(range(len(names))) else torch.tensor(columns)
-        self.matched, self._student_view, self.renormalize, self._checked = True, student_view, None, False
+        self.matched, self._student_view, self.renormalize, self.checked = True, student_view, None, False
         if student_view is not None and not self.view.same_normalization(student_view):
             scale, shift = student_view.renormalize_to(self.view)
             self.renormalize = scale.view(3, 1, 1), shift.view(3, 1, 1)
@@ -201,7 +201,7 @@ class Teacher:
             logits = logits_of(self.model(pixels.to(parameter.dtype)))
         if self.columns is not None:
             logits = logits.index_select(1, self.columns)
-        if not self._checked:
+        if not self.checked:
             self._check(logits)
         return logits
 
@@ -221,7 +221,7 @@ class Teacher:
                 f"teacher's own view of each image to the data as {self.pixels}, such as with "
                 f"TrainTransform(student_view, {{{self.pixels!r}: teacher.view}}) in hf_gdkd.data."
             )
-        if not self._checked and not own.same_geometry(student):
+        if not self.checked and not own.same_geometry(student):
             logger.warning(
                 "teacher %s: its image processor resizes in another way (%s) than the student's (%s), whose pixels it "
                 "is fed with; add its own view to the data as %s to avoid that.",
@@ -235,7 +235,7 @@ class Teacher:
                 f"the teacher's logits are NaN or infinite for {len(bad)} of the first batch's {len(logits)} images "
                 f"(rows {bad[:5]}): check its weights, or use --teacher_dtype float32."
             )
-        self._checked = True
+        self.checked = True
 
 
 def mean_prediction(logits: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:

@@ -190,7 +190,8 @@ def test_on_features_in_half_precision_small_gradients_do_not_vanish():
         features = torch.linspace(1, 2, 64).to(dtype).requires_grad_()
         read, logits = features.view_as(features), features.float().sum()[None]
         balance = FeatureBalance({"fitnet": 1.0})
-        balance.note(logits, torch.ones(1), {"fitnet": (read.float() ** 2).sum() * 1e-8}, {"fitnet": [(features, read)]})
+        term = (read.float() ** 2).sum() * 1e-8
+        balance.note(logits, torch.ones(1), {"fitnet": term}, {"fitnet": [(features, read)]})
         balance.end_step(SimpleNamespace(reduce=lambda squares, how: squares))
         found[dtype] = balance.weights(1.0)["fitnet"].item()
     assert found[torch.float16] == pytest.approx(found[torch.float32], rel=1e-2)

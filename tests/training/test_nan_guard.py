@@ -86,6 +86,18 @@ def test_steps_without_any_loss_pass(tmp_path):
     assert trainer.state.global_step == 6 and "kd" in trainer.state.log_history[-2]
 
 
+@pytest.mark.parametrize("begins", [0, 1])  # before the distillation begins, a step without labels has no loss
+def test_a_step_that_the_teacher_cannot_answer_can_be_repeated(tmp_path, begins):
+    data = [{"pixel_values": row["pixel_values"]} for row in make_data()]
+    data[20]["pixel_values"] = torch.full_like(data[20]["pixel_values"], torch.inf)
+    options = {"ce_weight": 0.0, "kd_skip_epochs": begins, "num_train_epochs": 2}
+    with pytest.raises(TrainingError, match="at step 2 the "):
+        distil(tmp_path, data=data, **options)
+    again = InOrder(make(Plain), make(NormedTeacher, 1), config(tmp_path / "b", **options), train_dataset=make_data())
+    repeated = repeat_step(again, str(tmp_path / "checkpoint-1"))
+    assert math.isnan(repeated["found"]["gradients"]) and ("kd" in repeated["found"]) == (begins == 0)
+
+
 class Spike(torch.autograd.Function):
     """The identity, with a gradient that is not finite where the image says so."""
 
@@ -191,13 +203,15 @@ def same(one, other):
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("when", ["logged", "saved", "saved by a callback"])
+@pytest.mark.parametrize("when", ["logged", "saved", "saved by a callback", "evaluated by a callback"])
 def test_nothing_is_logged_or_saved_after_such_a_step(tmp_path, when):
     class Saves(TrainerCallback):
         trainer = None
 
         def on_step_end(self, args, state, control, **kwargs):
             control.should_save = when == "saved" and state.global_step == 2
+            if when == "evaluated by a callback" and state.global_step == 2:
+                self.trainer.evaluate(make_data())
 
         def on_step_begin(self, args, state, control, **kwargs):
             if when == "saved by a callback" and state.global_step == 2:

@@ -94,7 +94,7 @@ def test_the_loss_of_a_micro_batch_waits_for_nothing(tmp_path, monkeypatch, case
             trainer.teacher = Teacher(make(build, 1))
         trainer._made_for = None
         trainer._follow()
-        trainer.is_in_train = trainer._tried = trainer.teacher._checked = True
+        trainer.is_in_train = trainer._tried = trainer.teacher.checked = True
         if trainer.gradients is not None:
             trainer.gradients._due = 0, 0.0
         with Waits() as waits:
