@@ -80,5 +80,5 @@ def _described(name: str, found: PresetSettings) -> str:
         words = as_words(value) if isinstance(value, dict) else value if isinstance(value, list) else [value]
         said = " ".join(f"{word:g}" if isinstance(word, float) else str(word) for word in words)
         lines.append(f"--{key} {said} ({found.sources[key]})")
-    lines += [f"as you set it: {', '.join(found.overridden)}"] if found.overridden else []
+    lines += [f"left out, because of what you set: {', '.join(found.overridden)}"] if found.overridden else []
     return "\n  ".join(lines)

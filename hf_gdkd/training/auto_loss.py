@@ -97,7 +97,10 @@ def choose(trainer: Trainer) -> None:
     before = dict(vars(args))
     for row in filter(run.suits, ROWS):
         reasons = _set(args, row)
-        args.complete_loss()
+        try:
+            args.complete_loss()
+        except InputError as error:
+            raise InputError(f"loss auto stands for {args.loss} here: {error}") from error
         try:
             _check_possible(trainer)
         except InputError as error:
@@ -135,7 +138,8 @@ def _set(args: GDKDConfig, row: Row) -> list[str]:
     added, reasons = {}, []
     for key, (value, reason) in row.settings.items():
         option = key.rpartition(".")[2]
-        if key in own or option in own or (option == "weight" and is_auto(own.get("kd_weight", 0))):
+        weighs_itself = option == "weight" and is_auto(own.get("kd_weight", 0))
+        if own.get(key) != value and (key in own or option in own or weighs_itself):
             continue
         reasons.append(f"{as_words({key: value})[0]}: {reason}")
         if key in SETTINGS:
@@ -143,7 +147,8 @@ def _set(args: GDKDConfig, row: Row) -> list[str]:
         else:
             added[key] = value
     args.loss_options = as_words(added | as_dict(args.loss_options)) or None
-    return [*reasons, f"as you set it: {' '.join(as_words(own))}."] if own else reasons
+    others = {key: value for key, value in own.items() if key not in row.settings or value != row.settings[key][0]}
+    return [*reasons, f"as you set it: {' '.join(as_words(others))}."] if others else reasons
 
 
 def _check_possible(trainer: Trainer) -> None:

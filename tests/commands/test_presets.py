@@ -79,7 +79,7 @@ def test_a_run_is_recorded_by_its_settings_and_repeats_without_the_preset(teache
         "--learning_rate 0.00025 (arXiv 2204.03475; train.py of github.com/Alibaba-MIIL/Solving_ImageNet: 0.002 for "
         "batches of 1024, times the root of 16 / 1024)\n",
         "--ema_decay 0.9 (",
-        "as you set it: weight_decay, mixup_alpha, eval_strategy, save_strategy",
+        "left out, because of what you set: weight_decay, mixup_alpha, eval_strategy, save_strategy",
     ):
         assert line in said, line
     recorded = yaml.safe_load((tmp_path / "one/recipe.yaml").read_text())

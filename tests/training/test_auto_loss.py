@@ -74,7 +74,7 @@ def cached(dtype, folder):
 
 
 @pytest.mark.parametrize("what, student, teacher, options, loss, because", [
-    ("no labels", CNN, BigCNN, {"ce_weight": 0.0}, "kd+dist+fitnet", None),
+    ("no labels", CNN, BigCNN, {"ce_weight": 0.0}, "kd+dist+fitnet", "ce_weight=0.0: there are no labels."),
     ("cache", CNN, "float16", {}, "dist", "not dist+fitnet: loss fitnet compares features, and a teacher cache holds"),
     ("top 3", CNN, "top-3", {}, "kd", "not dist: cache_dtype top-3 keeps the most probable classes"),
     ("cache without labels", CNN, "int8", {"ce_weight": 0.0}, "kd+dist", "not kd+dist+fitnet: loss fitnet compares"),
@@ -93,6 +93,7 @@ def test_what_a_run_cannot_have_is_left_out_with_the_reason(tmp_path, what, stud
     trainer = InOrder(make(student), teacher, args, train_dataset=make_data())
     assert trainer.args.loss == loss and trainer.distillation_loss is not None
     assert because is None or any(note.startswith(because) for note in trainer.args.auto_notes)
+    assert not any(note.startswith("as you set it") for note in trainer.args.auto_notes)
 
 
 def vit_of(classes):
@@ -115,7 +116,7 @@ def distil_plain(folder, loss, **options):
 
 
 @pytest.mark.parametrize("options, said", [
-    ({"k": 3}, "the loss 'dist\\+fitnet' takes no option 'k'"),
+    ({"k": 3}, "loss auto stands for dist\\+fitnet here: the loss 'dist\\+fitnet' takes no option 'k'"),
     ({"temperature": -1.0}, "temperature is -1.0"),
     ({"loss_options": {"gdkd.k": 3}}, "gdkd.k is for no part of the loss 'dist\\+fitnet'"),
 ])  # fmt: skip
