@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from .batches import BatchTrainer
@@ -72,7 +73,9 @@ class TeacherTrainer(BatchTrainer):
         try:
             read = {key: torch.cat([batch[key] for batch in batches]) for key in self._read_by_teacher(batches[0])}
             answers = self.ask_teacher(self._prepare_inputs(read)).clone()  # a compiled teacher's is overwritten
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # not of that class on every device
+            if not isinstance(error, torch.OutOfMemoryError) and not should_reduce_batch_size(error):
+                raise
             self._asks_at_once = False
             logger.warning(
                 "The memory does not suffice for the teacher to run once over the %d images of an optimizer step: it "
