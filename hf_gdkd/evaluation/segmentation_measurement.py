@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -61,15 +62,22 @@ def slide(model: nn.Module, pixels: Tensor, window: int) -> Tensor:
     """
     height, width = pixels.shape[-2:]
     total, times = torch.zeros((), device=pixels.device), torch.zeros(height, width, device=pixels.device)
-    for top in _starts(height, window):
-        for left in _starts(width, window):
-            area = (..., slice(top, top + window), slice(left, left + window))
-            part = logits_at(logits_of(model(pixels[area])), tuple(pixels[area].shape[-2:])).float()
-            if total.ndim == 0:
-                total = part.new_zeros(*part.shape[:2], height, width)
-            total[area] += part
-            times[area] += 1
+    for area in areas(pixels, window):
+        part = logits_at(logits_of(model(pixels[area])), tuple(pixels[area].shape[-2:])).float()
+        if total.ndim == 0:
+            total = part.new_zeros(*part.shape[:2], height, width)
+        total[area] += part
+        times[area] += 1
     return total.div_(times)
+
+
+def areas(pixels: Tensor, window: int | None) -> Iterator[tuple[EllipsisType, slice, slice]]:
+    """The windows of images (N, 3, H, W), each as an index of the images; None: the whole is one."""
+    height, width = pixels.shape[-2:]
+    side = max(height, width) if window is None else window
+    for top in _starts(height, side):
+        for left in _starts(width, side):
+            yield ..., slice(top, top + side), slice(left, left + side)
 
 
 def _starts(size: int, window: int) -> list[int]:

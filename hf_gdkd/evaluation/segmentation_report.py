@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from datasets import Dataset
@@ -21,15 +22,17 @@ from .differences import Differences
 from .distribution import Distribution
 from .distribution_figures import draw_calibration
 from .passes import Answers
+from .pixel_features import pixel_features
 from .report import Report
 from .robustness import CORRUPTIONS, corrupt
 from .segmentation import ConfusionMatrix, segmentation_metrics
 from .segmentation_measurement import Seen, Segmenter
-from .segmentation_pictures import draw_segmentation
+from .segmentation_pictures import draw_segmentation, palette_of
 from .student_figures import draw_agreement, draw_robustness
-from .student_report import by_class, correlations, spread, summarise
+from .student_report import FEATURE_POINTS, by_class, correlations, show_features, spread, summarise
 
 PIXELS = 2000  # of an image
+FEATURE_ROWS = 200  # at most, for the t-SNE
 DAMAGED_ROWS = 50  # at most, for the robustness
 
 
@@ -176,6 +179,11 @@ def describe_segmenters(
         "calibration-of-both", draw_calibration(dict(distributions)),
         "How often predictions of each confidence are right: below the dotted line a model is too sure.",
         "A calibration diagram of teacher and student beside a histogram of their confidence.",
+    )  # fmt: skip
+    some = spread(rows, FEATURE_ROWS)
+    show_features(
+        report, partial(pixel_features, models, some, most=FEATURE_POINTS, window=window, device=device), names,
+        unit="pixels", palette=palette_of(len(names)) if palette is None else np.asarray(palette),
     )  # fmt: skip
     some = spread(rows, DAMAGED_ROWS)
     numbers["robustness"] = pixel_robustness(models, some, window=window, device=device)

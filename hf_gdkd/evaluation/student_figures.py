@@ -92,8 +92,13 @@ def embed(features: np.ndarray) -> np.ndarray:
     return TSNE(perplexity=min(30, (len(features) - 1) / 3), init="pca", random_state=0).fit_transform(features)
 
 
-def draw_features(points: Mapping[str, np.ndarray], classes: np.ndarray, names: Sequence[str]) -> Figure:
-    """Points (N, 2) of each model, coloured by class (N): the ten most frequent of them, others in grey."""
+def draw_features(
+    points: Mapping[str, np.ndarray], classes: np.ndarray, names: Sequence[str], palette: np.ndarray | None = None
+) -> Figure:
+    """Points (N, 2) of each model, coloured by class (N): the ten most frequent of them, others in grey.
+
+    `palette` is the colour (R, G, B; 0 to 255) of each of all classes (C, 3); None: those of the project's lines.
+    """
     shown = np.argsort(-np.bincount(classes, minlength=len(names)), kind="stable")[:10]
     shown = sorted(i for i in shown.tolist() if (classes == i).any())
     with style():
@@ -103,7 +108,8 @@ def draw_features(points: Mapping[str, np.ndarray], classes: np.ndarray, names: 
             axes.scatter(*places[others].T, s=4, color="#cccccc", linewidths=0)
             for i, each in enumerate(shown):
                 own, marker = classes == each, MARKERS[i // len(LINES)]
-                axes.scatter(*places[own].T, s=9, color=LINES[i % len(LINES)], marker=marker, linewidths=0.6,
+                colour = LINES[i % len(LINES)] if palette is None else tuple(palette[each] / 255)
+                axes.scatter(*places[own].T, s=9, color=colour, marker=marker, linewidths=0.6,
                              label=textwrap.shorten(names[each], 18, placeholder="…"))  # fmt: skip
             axes.set(title=title, xticks=[], yticks=[])
         handles, labels = axes.get_legend_handles_labels()

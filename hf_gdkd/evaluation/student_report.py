@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from .student_figures import (
     embed,
 )
 
-FEATURE_ROWS = 2000  # at most, for the t-SNE
+FEATURE_POINTS = 2000  # images or pixels, at most, for the t-SNE
 DAMAGED_ROWS = 500  # at most, for the robustness
 
 
@@ -154,19 +155,44 @@ def _features(
     report: Report, models: Mapping[str, Teacher], rows: Dataset, names: Sequence[str], **options: Any
 ) -> None:
     """The t-SNE of the features that enter the models' heads."""
-    some = spread(rows, FEATURE_ROWS)
+    find = partial(pooled_features, models, spread(rows, FEATURE_POINTS), **options)
+    show_features(report, find, names, by="label" if "labels" in rows.column_names else "the teacher's class")
+
+
+def show_features(
+    report: Report,
+    find: Callable[[], tuple[dict[str, np.ndarray], np.ndarray]],
+    names: Sequence[str],
+    *,
+    unit: str = "images",
+    by: str = "label",
+    palette: np.ndarray | None = None,
+) -> None:
+    """Add a t-SNE of what `find` returns: the features (N, D) of each model, and classes (N).
+
+    Where it raises an InputError, the report says so instead; of fewer than ten points nothing is shown.
+
+    Args:
+        report: what is added to.
+        find: finds the features.
+        names: the classes.
+        unit: what a point is.
+        by: what the classes are.
+        palette: as in `draw_features`.
+    """
     try:
-        features, classes = pooled_features(models, some, **options)
+        features, classes = find()
     except InputError as error:
         report.text(f"The features of the models cannot be shown: {error}")
         return
-    if len(some) < 10:
+    if len(classes) < 10:
         return
+    points = {name: embed(each) for name, each in features.items()}
+    grey = ": the ten most frequent classes, and others in grey" if len(np.unique(classes)) > 10 else ""
     report.figure(
-        "features", draw_features({name: embed(each) for name, each in features.items()}, classes, names),
-        f"The features that enter each model's head (t-SNE of {len(some):,} images), by "
-        + ("label." if "labels" in rows.column_names else "the teacher's class."),
-        "Two scatter plots, of the teacher's and the student's features, coloured by class.",
+        "features", draw_features(points, classes, names, palette),
+        f"The features that enter each model's head (t-SNE of {len(classes):,} {unit}), by {by}{grey}.",
+        f"Two scatter plots, of the teacher's and the student's features of {unit}, coloured by class.",
     )  # fmt: skip
 
 

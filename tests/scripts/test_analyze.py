@@ -204,6 +204,7 @@ def leaves(value, path=()):
 def test_segmenters_by_pixel(folder, monkeypatch):
     """The same numbers as evaluate.py, and the pixels' as computed from the logits one image after the other."""
     monkeypatch.setattr(segmentation_report, "PIXELS", 10**6)  # all of them
+    monkeypatch.setattr(segmentation_report, "FEATURE_POINTS", 30)
     kept, load = [], semantic_segmentation.load_segmentation
 
     def few(*args, **options):
@@ -235,6 +236,7 @@ def test_segmenters_by_pixel(folder, monkeypatch):
     assert found["pixels"] == (masks != 255).sum() and Path("report/maps.png").is_file()
     page = Path("report/index.html").read_text()
     assert ">pixels</button>" in page and ">images</button>" not in page
+    assert "t-SNE of 30 pixels" in page and Path("report/features.png").is_file()
     assert "Intersection over union by class" in page and page.count("data:image/png") >= 9
 
 
