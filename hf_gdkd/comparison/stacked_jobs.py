@@ -37,7 +37,6 @@ from .stack import Stack
 EVERY = 8  # epochs between evaluations
 WAIT = 600  # seconds for pixels that another process records
 
-
 # What the runs of a stack may differ in: seed, loss, what is saved, and where the teacher's logits come from.
 MAY_DIFFER = {
     *("seed", "loss", "loss_options", "ce_weight", "kd_weight", "label_smoothing_factor", *LOSS_OPTIONS),
@@ -67,7 +66,8 @@ def do_stacked(jobs: Sequence[Job], pixels: Path, test_split: str | None) -> Non
         ProcessPoolExecutor(len(stacks) or 1, context) as pool,
     ):
         recorded = [recorders.submit(record_views, job, pixels, range(number)) for job, number in views.values()]
-        for done in [pool.submit(train_stacked, stack, pixels, test_split) for stack in stacks.values()] + recorded:
+        trained = [pool.submit(train_stacked, stack, pixels, test_split) for stack in stacks.values()]
+        for done in [*recorded, *trained]:  # a stack waits for what is recorded, so an error there comes first
             done.result()
 
 
