@@ -50,6 +50,7 @@ from hf_gdkd.comparison.reproduction import reproduction
 from hf_gdkd.comparison.results import paired, read_reported
 from hf_gdkd.comparison.spec import Comparison, Job, Metrics
 from hf_gdkd.comparison.stacked_jobs import do_stacked
+from hf_gdkd.comparison.stacked_losses import check_stackable
 from hf_gdkd.comparison.tables import write_report
 from hf_gdkd.data.loading import Data
 from hf_gdkd.data.opened import Opened
@@ -186,6 +187,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = compare_parser().parse_args(argv)
     appendix = reproduction(options.reported) if options.reported else ""
     compared = [Comparison.read(path, options.output_dir) for path in options.comparisons]
+    if options.stacked:
+        for job in (job for each in compared for job in each.tuning() or each.finals(each.seeds[:1])):
+            check_stackable(parse(as_flags(job.flags))[1])
     with Workers(options.workers) as workers:
         workers.run("teachers", [job for each in compared for job in each.teachers()])
         if options.repeat:

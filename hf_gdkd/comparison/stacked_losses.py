@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..losses import DistillationLoss, FeatureLoss, Features
 from ..losses.combined import is_auto
 from ..training.balance import SPAN
+from ..training.config import GDKDConfig
 from ..training.trainer import GDKDTrainer
 
 
@@ -81,14 +82,11 @@ class StackedLosses:
     def __init__(self, trainers: Sequence[GDKDTrainer], layers: tuple[list[str], list[str]]) -> None:
         device, n = trainers[0].args.device, len(trainers)
         for trainer in trainers:
-            args, balance = trainer.args, trainer.balance
-            others = (args.kd_skip_epochs, args.kd_warmup_epochs, args.class_weights, args.binary_cross_entropy)
-            others += (args.max_grad_norm, args.gradient_accumulation_steps - 1, args.bf16, args.fp16)
-            if any(others) or args.ce_weight == 0 or (balance is not None and balance.features is not None):
+            check_stackable(trainer.args)
+            if trainer.balance is not None and trainer.balance.features is not None:
                 raise InputError(
-                    f"{args.output_dir} cannot be one of a stack, which has a cross-entropy of labels, numbers as "
-                    "weights of the losses on features, and neither class_weights, a ramp of kd_weight, clipping "
-                    "(max_grad_norm 0), gradient accumulation nor mixed precision: train it without --stacked."
+                    f"{trainer.args.output_dir} finds the weight of a loss on features, which a stack cannot: use a "
+                    "number, or train without --stacked."
                 )
         self.smoothing = torch.tensor([each.args.label_smoothing_factor for each in trainers], device=device)
         self.ce_weight = torch.tensor([each.args.ce_weight for each in trainers], device=device)
@@ -176,6 +174,25 @@ class StackedLosses:
         log_p = F.log_softmax(logits, -1)
         own = -log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1).mean(1)
         return ((1 - self.smoothing) * own - self.smoothing * log_p.mean((1, 2))).sum()
+
+
+def check_stackable(args: GDKDConfig) -> None:
+    """Refuse what the losses of a stack do not have.
+
+    Raises:
+        InputError: a ramp of kd_weight, class weights, a binary cross-entropy, no cross-entropy, clipping, gradient
+            accumulation or mixed precision.
+    """
+    wanted = dict.fromkeys(("kd_skip_epochs", "kd_warmup_epochs", "max_grad_norm"), 0)
+    wanted |= dict.fromkeys(("binary_cross_entropy", "bf16", "fp16"), False)
+    wanted |= {"class_weights": None, "gradient_accumulation_steps": 1}
+    for name, value in wanted.items():
+        if getattr(args, name) != value:
+            raise InputError(
+                f"{name} is {getattr(args, name)}: --stacked needs {value}; set it, or leave --stacked out."
+            )
+    if args.ce_weight == 0:
+        raise InputError("ce_weight is 0: --stacked needs a cross-entropy of labels; leave --stacked out.")
 
 
 def _fingerprint(loss: DistillationLoss, trainer: GDKDTrainer) -> tuple[float, ...]:

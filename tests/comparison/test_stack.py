@@ -69,8 +69,19 @@ def test_every_student_is_as_its_own_trainer_trains_it(tmp_path, runs, options):
 def test_what_a_stack_cannot_do_is_said(tmp_path):
     args = GDKDConfig(output_dir=str(tmp_path), kd_warmup_epochs=2, use_cpu=True, report_to="none")
     trainer = InOrder(make(vit), Teacher(make(convnext)), args, train_dataset=make_data())
-    with pytest.raises(InputError, match="cannot be one of a stack"):
+    with pytest.raises(InputError, match="kd_warmup_epochs is 2: --stacked needs 0"):
         Stack([trainer], steps=1)
+
+
+def test_what_a_stack_cannot_do_is_said_before_anything_runs(tmp_path):
+    settings = {
+        "dataset": "digits", "test_split": "test", "trials": 1, "seeds": [0], "tuning_seed": 100, "teacher": "nowhere",
+        "students": {"vit": {"student": "scripts/demo/vit"}}, "validation": {"validation_rows": 100},
+        "losses": {"ce": [{}], "kd": [{}]},
+    }  # fmt: skip
+    (tmp_path / "a.yaml").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"max_grad_norm is 1\.0: --stacked needs 0"):
+        compare.main([str(tmp_path / "a.yaml"), "--stacked", "--output_dir", str(tmp_path)])
 
 
 class AtOnce:
