@@ -20,6 +20,7 @@ from transformers import (
     ViTModel,
     pipeline,
 )
+from transformers.utils import logging as transformers_logging
 
 from hf_gdkd.errors import InputError
 from hf_gdkd.models import loading as models
@@ -226,7 +227,8 @@ def test_num_labels(vit):
 
 def test_another_number_of_classes_is_said_in_a_sentence(vit, caplog):
     """Without transformers' table of tensors, which stays for what others load; its verbosity is as before."""
-    library = logging.getLogger("transformers")
+    library, level = logging.getLogger("transformers"), transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_warning()  # commands that ran before have made it quiet
     library.addHandler(caplog.handler)
     try:
         load_model(str(vit), num_labels=7)
@@ -237,6 +239,7 @@ def test_another_number_of_classes_is_said_in_a_sentence(vit, caplog):
         assert "LOAD REPORT" in caplog.text
     finally:
         library.removeHandler(caplog.handler)
+        transformers_logging.set_verbosity(level)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_every_process_loads_whole_models(two):
 def assert_ended_before_the_spoiled_step(said: str) -> None:
     """The run that goes on from there is compared with the run of one process."""
     assert "at step 2 the loss is not finite in ce, kd" in said
-    assert said.endswith("checkpoint-1` repeats the step.")
+    assert "checkpoint-1" in said and "repeats the step" in said
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
