@@ -106,8 +106,7 @@ def work(job: Job) -> None:
         except TrainingError as error:  # a loss that is not finite is a result too
             left = {"error": str(error)}
     gc.collect()  # a Trainer refers to itself, and to its images
-    text = json.dumps({"flags": job.flags} | left, indent=2)
-    (job.folder / f"{job.kind}.json").write_text(text + "\n", encoding="utf-8")
+    job.leave(left)
     if job.then is not None and "metrics" in left:
         work(job.then)
 

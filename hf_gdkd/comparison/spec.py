@@ -54,6 +54,17 @@ class Job:
     def metrics(self) -> Metrics:
         return (self.result() or {}).get("metrics", {})
 
+    def leave(self, result: Metrics) -> None:
+        """Write `metrics`, or `error`, for `result`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"flags": self.flags} | result, indent=2)
+        (self.folder / f"{self.kind}.json").write_text(text + "\n", encoding="utf-8")
+
+    def test(self, split: str) -> Job:
+        """The test of what this job leaves, on another split."""
+        flags = {key: value for key, value in self.flags.items() if key not in ("train_rows", "validation_rows")}
+        return Job("test", self.folder, flags | {"eval_split": split})
+
 
 @dataclass
 class Comparison:
@@ -239,8 +250,7 @@ class Comparison:
         return [self.peak(student, row) for student in self.students for row in self.losses]
 
     def test(self, job: Job) -> Job:
-        flags = {key: value for key, value in job.flags.items() if key not in ("train_rows", "validation_rows")}
-        return Job("test", job.folder, flags | {"eval_split": self.test_split})
+        return job.test(self.test_split)
 
     def tests(self) -> list[Job]:
         return [self.test(job) for job in self.teachers() + self.finals() if job.metrics()]

@@ -164,8 +164,8 @@ def epoch_batches(stack: Stack, order: Sequence, folders: Sequence[Path], view: 
         pixels.append(torch.from_numpy(_waited_for(folder / f"{view:03}.npy")[index]))
         labels.append(torch.from_numpy(_waited_for(folder / "labels.npy")[index]))
     pixels, labels = torch.stack(pixels).to(stack.device), torch.stack(labels).to(stack.device)
-    view = stack.trainers[0].train_dataset.transform.views["pixel_values"]
-    pixels = view.normalize(pixels.flatten(0, 1)).unflatten(0, labels.shape)
+    student = stack.trainers[0].train_dataset.transform.views["pixel_values"]
+    pixels = student.normalize(pixels.flatten(0, 1)).unflatten(0, labels.shape)
     yield from zip(pixels.split(len(order[0][0]), 1), labels.split(len(order[0][0]), 1), strict=True)
 
 
@@ -189,12 +189,12 @@ def train_stacked(jobs: Sequence[Job], pixels: Path, test_split: str | None) -> 
     epochs = int(first.args.num_train_epochs)
     by_seed = {}
     for trainer, job in zip(trainers, jobs, strict=True):
-        if trainer.args.seed not in by_seed:
-            by_seed[trainer.args.seed] = (orders(trainer, epochs), views_folder(pixels, job))
-    order, folders = zip(*by_seed.values(), strict=True)
+        if trainer.args.seed not in by_seed:  # held-out rows may be others, too
+            held_out = _exact(shared.of(job.flags), made[0][1])
+            by_seed[trainer.args.seed] = (orders(trainer, epochs), views_folder(pixels, job), *held_out)
+    order, folders, *held_out = zip(*by_seed.values(), strict=True)
     stack = Stack(trainers, sum(len(batches) for batches in order[0]))
-    of_seed = {job.flags["seed"]: _exact(shared.of(job.flags), made[0][1]) for job in jobs}  # rows may differ by seed
-    held_out = [torch.stack(each).to(stack.device) for each in zip(*of_seed.values(), strict=True)]
+    held_out = [torch.stack(each).to(stack.device) for each in held_out]
     best, kept, last = torch.full((len(jobs),), -1.0, device=stack.device), stack.weights(), None
     for epoch in range(epochs):
         stack.train(epoch_batches(stack, [each[epoch] for each in order], folders, epoch % (views or epochs)))
@@ -214,26 +214,17 @@ def train_stacked(jobs: Sequence[Job], pixels: Path, test_split: str | None) -> 
             "extra_parameters": extra,
             "epochs": epochs,
         }
-        _leave(job, {"metrics": found} if finite[j] else {"error": "the weights are not finite"}, "train")
+        job.leave({"metrics": found} if finite[j] else {"error": "the weights are not finite"})
     if test_split is None:
         return
-    flags = jobs[0].flags | {"eval_split": test_split}
-    flags = {key: value for key, value in flags.items() if key not in ("train_rows", "validation_rows")}
-    test = [each.to(stack.device).expand(len(of_seed), *each.shape) for each in _exact(shared.of(flags), made[0][1])]
+    test = _exact(shared.of(jobs[0].test(test_split).flags), made[0][1])
+    test = [each.to(stack.device).expand(len(by_seed), *each.shape) for each in test]
     scores = {"last": stack.accuracy(*test).tolist()}
     stack.load(kept)
     scores["best"] = stack.accuracy(*test).tolist()
     for j, job in enumerate(jobs):
         if finite[j]:
-            own = {key: value for key, value in job.flags.items() if key not in ("train_rows", "validation_rows")}
-            tested = {when: {"top1": each[j]} for when, each in scores.items()}
-            _leave(job, {"metrics": tested}, "test", own | {"eval_split": test_split})
-
-
-def _leave(job: Job, result: dict, kind: str, flags: Settings | None = None) -> None:
-    job.folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"flags": flags or job.flags} | result, indent=2)
-    (job.folder / f"{kind}.json").write_text(text + "\n", encoding="utf-8")
+            job.test(test_split).leave({"metrics": {when: {"top1": each[j]} for when, each in scores.items()}})
 
 
 def _exact(data: Data, view: View) -> tuple[Tensor, Tensor]:

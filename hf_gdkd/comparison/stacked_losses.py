@@ -141,8 +141,7 @@ class StackedLosses:
         gradients = [torch.zeros_like(each) for each in outputs]
         norms = torch.zeros_like(self.norms)
         logits = outputs[0].clone().requires_grad_()
-        ce = torch.stack([self._ce(logits, labels[row])]).sum()
-        (own,) = torch.autograd.grad(ce, logits)
+        (own,) = torch.autograd.grad(self._ce(logits, labels[row]), logits)
         norms[0] = own.flatten(1).norm(dim=1)
         gradients[0] += own * self.ce_weight.view(-1, 1, 1)
         weights = self.weights()
