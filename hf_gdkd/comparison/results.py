@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from ..errors import InputError
-from ..publishing.wording import CLASSIFICATION, WORDINGS, Wording
+from ..publishing.wording import CLASSIFICATION, SEGMENTATION, WORDINGS, Wording
 
+CHAPTERS = {CLASSIFICATION: "Results", SEGMENTATION: "Results: semantic segmentation"}  # of a report, by the task
 RESULTS_FOLDER = "results"  # of the CSV files and pictures, beside the report
 
 
@@ -64,6 +65,7 @@ class Section:
     settings: Mapping[str, Any]
     remarks: str = ""
     words: Wording = WORDINGS[CLASSIFICATION]
+    chapter: str = CHAPTERS[CLASSIFICATION]
 
     def students(self) -> list[str]:
         return list(dict.fromkeys(row.student for row in self.rows))

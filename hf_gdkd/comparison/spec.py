@@ -16,7 +16,7 @@ from ..commands.arguments.parsing import parse
 from ..commands.arguments.settings_file import as_flags, with_loss_name
 from ..errors import InputError, first_sentence
 from ..publishing.wording import CLASSIFICATION, WORDINGS
-from .results import Row, Section, Trial
+from .results import CHAPTERS, Row, Section, Trial
 
 Settings = dict[str, Any]  # of runs, by the names of distill.py's flags
 Metrics = dict[str, Any]  # what came out of a run, as its metrics.json holds it
@@ -28,7 +28,7 @@ EVERY_EPOCH: Settings = {  # the output folder then holds the last epoch, its on
 KINDS_OF_VALUES = {
     **dict.fromkeys(("students", "losses", "validation", "training"), (dict, "a mapping")),
     **{"seeds": (list, "a list of numbers"), "trials": (int, "a number"), "tuning_seed": (int, "a number")},
-    **dict.fromkeys(("dataset", "task", "test_split", "remarks"), (str, "text")),
+    **dict.fromkeys(("dataset", "task", "test_split", "chapter", "remarks"), (str, "text")),
 }
 TEACHER_CACHES = ("new", "full")  # what a row may have: recorded in the run, or before
 SET_HERE = ("dataset", "task", "train_split", "eval_split", "validation_rows", "seed", "teacher", "output_dir")
@@ -88,6 +88,7 @@ class Comparison:
     test_split: str
     training: Settings = field(default_factory=dict)  # of all students
     carried_seeds: list[int] | None = None  # of the settings that were tuned on other data sets; None: all seeds
+    chapter: str = ""  # of the report; unset, that of the task
     remarks: str = ""  # for the report, on what it shows
     task: str = CLASSIFICATION
     others: list[Comparison] = field(default_factory=list)  # whose tuned settings are tried here too
@@ -102,7 +103,7 @@ class Comparison:
         if not isinstance(spec, dict):
             raise InputError(f"{path} is not a comparison: write a mapping with the keys {', '.join(sorted(keys))}.")
         for what, names in (
-            ("lacks", keys - {"training", "carried_seeds", "remarks", "task"} - set(spec)),
+            ("lacks", keys - {"training", "carried_seeds", "chapter", "remarks", "task"} - set(spec)),
             ("has an unknown key", set(spec) - keys),
         ):
             if names:
@@ -289,7 +290,7 @@ class Comparison:
         return Section(
             self.name, about.read_text(encoding="utf-8") if about.is_file() else self.dataset, self.rows(), trials,
             teacher[0] if teacher else None, {"validation": self.validation, "training": self.training} | self.students,
-            self.remarks, WORDINGS[self.task],
+            self.remarks, WORDINGS[self.task], self.chapter or CHAPTERS[self.task],
         )  # fmt: skip
 
 

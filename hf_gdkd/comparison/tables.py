@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
-from ..publishing.wording import CLASSIFICATION, SEGMENTATION, WORDINGS
+from ..publishing.wording import CLASSIFICATION
 from ..training.run_files import JUDGED as METRICS
 from .results import (
+    CHAPTERS,
     NO_INTERVAL,
     RESULTS_FOLDER,
     VERDICTS,
@@ -28,7 +29,6 @@ from .results import (
     write_csv,
 )  # fmt: skip
 
-CHAPTERS = {CLASSIFICATION: "Results", SEGMENTATION: "Results: semantic segmentation"}  # of a report
 JUDGED = ("gdkd", "gdkd3")  # the losses that the sentences are about
 
 HOW_TO_READ = """\
@@ -52,13 +52,14 @@ HOW_TO_READ = """\
 def write_report(
     path: Path, sections: Sequence[Section], command: Sequence[str], about: Mapping[str, Any], appendix: str = ""
 ) -> None:
-    """Write the chapters of results of a report, one for each task; a CSV and a picture a section go to `results`.
+    """Write the sections into their chapters of a report; a CSV and a picture a section go to `results`.
 
     `appendix` is the end of the chapter on classification.
     """
-    for task, title in CHAPTERS.items():
-        if of_task := [section for section in sections if section.words is WORDINGS[task]]:
-            _write_chapter_of(path, title, of_task, command, about, appendix if task == CLASSIFICATION else "")
+    for title in dict.fromkeys(section.chapter for section in sections):
+        of_chapter = [section for section in sections if section.chapter == title]
+        end = appendix if title == CHAPTERS[CLASSIFICATION] else ""
+        _write_chapter_of(path, title, of_chapter, command, about, end)
 
 
 def _write_chapter_of(
@@ -97,7 +98,8 @@ def as_markdown(section: Section) -> str:
             to = [str(paired(row.last, rows[base].last)) if row.loss != base else "-" for base in ("ce", "kd")]
             cells = [row.loss, shown(row.settings), percent(row.last), percent(row.best), *to, *cost(row)]
             lines.append(f"| {' | '.join(cells)} |")
-        lines += ["", *findings(rows), "", tuning([trial for trial in section.trials if trial.student == student])]
+        trials = [trial for trial in section.trials if trial.student == student]
+        lines += ["", *findings(rows), *untuned(rows, trials), "", tuning(trials)]
     lines += carried(section)
     if section.remarks:
         lines += [f"\n### Remarks on {section.name}\n", section.remarks.strip()]
@@ -200,6 +202,19 @@ def findings(rows: Mapping[str, Row]) -> list[str]:
     most = max(len(row.last) for row in rows.values())
     diverged = [loss for loss, row in rows.items() if len(row.last) < most]
     return [*lines, f"\nDiverged with some seeds: {listed(diverged)}."] if diverged else lines
+
+
+def untuned(rows: Mapping[str, Row], trials: Sequence[Trial]) -> list[str]:
+    """How the rows that were not tuned stand to the same loss tuned by hand."""
+    tuned = {trial.loss for trial in trials}
+    pairs = [(row, rows.get(row.settings.get("loss"))) for row in rows.values() if row.loss not in tuned]
+    pairs = [(row, hand) for row, hand in pairs if hand is not None and hand.loss in tuned]
+    if not pairs:
+        return []
+    lines = ["\n| not tuned | tuned by hand | difference | |", "|---|---|---|---|"]
+    for row, hand in pairs:
+        lines.append(f"| {row.loss} | {hand.loss} | {paired(row.last, hand.last)} | {verdict(row, hand)} it |")
+    return lines
 
 
 def _is_judged(row: Row) -> bool:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from hf_gdkd.comparison.results import Row, Section, Trial, mean_and_deviation, paired, read_reported, spread
 from hf_gdkd.comparison.spec import Comparison
-from hf_gdkd.comparison.tables import carried, findings, summary, tuning
+from hf_gdkd.comparison.tables import carried, findings, summary, tuning, untuned, write_report
 from hf_gdkd.errors import InputError
 from hf_gdkd.scripts import compare
 
@@ -105,6 +105,26 @@ def test_what_tuning_and_what_the_loss_is_worth():
         "On the held-out rows the trials of one loss lie up to 8.00 points apart (kd), the best of each row 2.00 (kd "
         "88.00, gdkd 90.00). 1 trials diverged."
     )
+
+
+def test_what_was_not_tuned_stands_beside_the_same_loss_tuned_by_hand():
+    rows = {
+        "kd": row("kd", [0.80, 0.81, 0.79]),
+        "kd auto": row("kd auto", [0.83, 0.84, 0.82], settings={"loss": "kd", "kd_weight": "auto"}),
+        "dist auto": row("dist auto", [0.9, 0.9, 0.9], settings={"loss": "dist", "kd_weight": "auto"}),
+    }
+    trials = [Trial("cnn", "kd", {}, 0.8, True)]
+    *_, line = untuned(rows, trials)
+    assert line == "| kd auto | kd | +3.00 [+3.00, +3.00] | above it |"
+    assert untuned({"kd": rows["kd"]}, trials) == []
+
+
+def test_a_comparison_writes_its_own_chapter_and_leaves_the_others(tmp_path):
+    report = tmp_path / "RESULTS.md"
+    report.write_text("# Results\n\nolder\n")
+    rows = [row(loss, [0.5, 0.6], best={0: 0.5, 1: 0.6}) for loss in ("ce", "kd")]
+    write_report(report, [Section("a", "", rows, [], None, {}, chapter="Results: own")], ["x"], {})
+    assert report.read_text().startswith("# Results\n\nolder\n\n# Results: own\n")
 
 
 def test_a_setting_from_elsewhere_is_compared_with_the_one_tuned_here():
