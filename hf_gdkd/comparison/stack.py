@@ -100,7 +100,7 @@ class Stack:
         self.taken += step + 1
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Logits (students, N, C), stages and pooled features of pixels (students, N, 3, H, W)."""
+        """Logits (students, N, C), stages and pooled features of pixels (seeds, N, 3, H, W)."""
 
         def one(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], images: Tensor) -> tuple:
             hooks = self.hooks.get("student")
@@ -108,15 +108,23 @@ class Stack:
                 logits = logits_of(functional_call(self.model, (params, buffers), (images,)))
             return (logits, *_flat(hooks))
 
+        if self.device.type == "cpu":  # stacked convolutions and products are slower there than one after another
+            images = [each.contiguous(memory_format=torch.channels_last) for each in pixels]
+            own = [{name: value.unbind() for name, value in of.items()} for of in (self.params, self.buffers)]
+            outputs = [
+                one(*({name: values[j] for name, values in of.items()} for of in own), images[seed])
+                for j, seed in enumerate(self.row.tolist())
+            ]
+            return tuple(torch.stack(each) for each in zip(*outputs, strict=True))
         with sdpa_kernel(SDPBackend.MATH):  # the others have no stacked form on a GPU
-            return vmap(one)(self.params, self.buffers, pixels)
+            return vmap(one)(self.params, self.buffers, pixels[self.row])
 
     @torch.no_grad()
     def accuracy(self, pixels: Tensor, labels: Tensor, size: int = 250) -> Tensor:
         """The top-1 accuracy of every student, (students,), on normalised pixels (seeds, N, 3, H, W)."""
         self.model.eval()
         right = [
-            (self.forward(images[self.row])[0].argmax(-1) == wanted[self.row]).sum(1)
+            (self.forward(images)[0].argmax(-1) == wanted[self.row]).sum(1)
             for images, wanted in zip(pixels.split(size, 1), labels.split(size, 1), strict=True)
         ]
         self.model.train()
@@ -161,7 +169,7 @@ class _Step:
             with torch.no_grad(), nullcontext() if hooks is None else hooks.collecting():
                 logits = stack.teacher({"pixel_values": self.pixels.flatten(0, 1)})
             taught = [each.unflatten(0, shape) for each in (logits, *_flat(hooks))]
-        outputs = stack.forward(self.pixels[stack.row])
+        outputs = stack.forward(self.pixels)
         gradients, learned = stack.losses(outputs, taught, self.labels, stack.row)
         params = list(stack.params.values())
         found = torch.autograd.grad(outputs, params, gradients)
