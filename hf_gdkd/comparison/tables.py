@@ -200,8 +200,9 @@ def findings(rows: Mapping[str, Row]) -> list[str]:
                 + "."
             )
     most = max(len(row.last) for row in rows.values())
-    diverged = [loss for loss, row in rows.items() if len(row.last) < most]
-    return [*lines, f"\nDiverged with some seeds: {listed(diverged)}."] if diverged else lines
+    fewer = [f"{loss} ({len(row.last)})" for loss, row in rows.items() if len(row.last) < most]
+    said = f"\nOf {most} seeds some are missing, as a run diverged or is not done: {listed(fewer)}."
+    return [*lines, said] if fewer else lines
 
 
 def untuned(rows: Mapping[str, Row], trials: Sequence[Trial]) -> list[str]:

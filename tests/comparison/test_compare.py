@@ -291,7 +291,7 @@ def test_a_run_that_diverges_is_a_result(runs, call, tmp_path):
     call("a.yaml")
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| cnn | gdkd | k 3 | diverged |  |" in text and "| cnn | gdkd | k 5 | 80.00 | chosen |" in text
-    assert "Diverged with some seeds: gdkd." in text
+    assert "Of 3 seeds some are missing, as a run diverged or is not done: gdkd (2)." in text
     call("a.yaml")
     assert len([flags for kind, flags in runs.seen if kind == "train" and flags.get("k") == "3"]) == 2
 

@@ -176,7 +176,7 @@ def test_the_command_records_what_it_stands_for(tmp_path, monkeypatch, capsys):
     distill.main([*words, "--num_train_epochs", "1"])
     settings = yaml.safe_load((run / "recipe.yaml").read_text())
     chosen = {"loss": "dist+fitnet", "temperature": 3.0, "ce_weight": 1.0, "kd_weight": 1.0}
-    options = ["dist.weight=auto:4", "fitnet.weight=30", "fitnet.normalize=true"]
+    options = ["dist.weight=auto:4", "fitnet.weight=30", "fitnet.normalize=true", "fitnet.stages=all"]
     assert settings.items() >= (chosen | {"loss_options": options}).items()
     card = (run / "README.md").read_text()
     assert "(auto:4 × dist + 30 × fitnet)" in card
