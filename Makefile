@@ -1,4 +1,4 @@
-.PHONY: setup demo demo-segmentation test lint docs bench gpu results results-cache results-quick results-segmentation
+.PHONY: setup demo demo-segmentation test lint docs bench gpu results results-auto results-cache results-quick results-segmentation
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -49,6 +49,10 @@ results: runs/data/fashion-mnist/about.md runs/data/glyphs/about.md
 	$(BIN)/python scripts/compare.py scripts/compare/fashion-mnist.yaml scripts/compare/glyphs.yaml \
 		--reported scripts/compare/reported.yaml --report RESULTS.md --workers 2
 	$(BIN)/python -m hf_gdkd.comparison.gains results
+
+results-auto: runs/data/fashion-mnist/about.md runs/data/glyphs/about.md runs/data/emoji/about.md
+	$(BIN)/python scripts/compare.py scripts/compare/auto-fashion-mnist.yaml scripts/compare/auto-glyphs.yaml \
+		scripts/compare/emoji.yaml --stacked --report RESULTS.md
 
 results-cache: runs/data/fashion-mnist/about.md runs/data/glyphs/about.md
 	$(BIN)/python scripts/compare.py scripts/compare/cache-fashion-mnist.yaml scripts/compare/cache-glyphs.yaml \
