@@ -126,7 +126,8 @@ class DistillationLoss(nn.Module):
 
     def weigh(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of the parts, of the shape of one part."""
-        return sum(self.weights[name] * part for name, part in parts.items())
+        weighed = [part if self.weights[name] == 1 else self.weights[name] * part for name, part in parts.items()]
+        return sum(weighed[1:], start=weighed[0])
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None = None) -> Tensor:
         """The loss: `parts`, weighed and reduced. The arguments and errors are those of `parts`."""

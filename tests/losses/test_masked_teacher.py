@@ -31,6 +31,12 @@ LOSSES = [
     ("kd", {"gradient_scaling": 2.0}),
 ]
 
+GROUPED = [  # a variance of the lowest numbers is not finite
+    (name, options)
+    for name, options in LOSSES
+    if name in ("dkd", "gdkd", "gdkd3") and options.get("standardize", "none") == "none"
+]
+
 
 def sample(finite):
     """Logits of a student and of a teacher with so many finite classes, and labels."""
@@ -48,6 +54,18 @@ def test_no_loss_is_nan_however_few_classes_are_finite(name, options, finite):
     value = build_loss(name, **options)(student, teacher, labels)
     (gradient,) = torch.autograd.grad(value, student)
     assert value.isfinite() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("finite", range(1, 6))
+@pytest.mark.parametrize("name, options", GROUPED, ids=str)
+def test_groups_that_the_lowest_number_rules_out_are_finite(name, options, finite):
+    """Some models mask classes by the lowest finite number; sums of two such are minus infinity."""
+    student, teacher, labels = sample(finite)
+    masked = teacher.clamp(min=torch.finfo(teacher.dtype).min)
+    for reduction in ("mean", "none"):
+        value = build_loss(name, **options, reduction=reduction)(student, masked, labels)
+        (gradient,) = torch.autograd.grad(value.sum(), student)
+        assert value.isfinite().all() and gradient.isfinite().all() and (value >= 0).all()
 
 
 @pytest.mark.parametrize("kl", ["forward", "reverse", "both"])
