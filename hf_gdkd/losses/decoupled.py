@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from . import few_classes
 from . import partition as partitions
 from .base import DistillationLoss, one_of, positive, weight, whole
 from .levels import two_level_terms
@@ -103,8 +104,7 @@ class GDKDLoss(DistillationLoss):
         return super().couples_samples or "intra" in self.weights
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        groups = self.top_group(teacher, labels)
-        high, low, log_mass = two_level_terms(student, teacher, groups, self.temperature, self.kl, self.standardize)
+        high, low, log_mass = self.terms(student, teacher, labels)
         if self.coupled:
             low = [mass * term for mass, term in zip(log_mass.exp().unbind(-1), low, strict=True)]
         parts = {"high": high, "low_top": low[0], "low_other": low[1]}
@@ -112,6 +112,18 @@ class GDKDLoss(DistillationLoss):
             p, q = ((to_samples(logits) / self.temperature).softmax(-1) for logits in (student, teacher))
             parts["intra"] = (self.temperature**2 * (1 - correlation(p, q, 0))).expand_as(high)
         return parts
+
+    def terms(
+        self, student: Tensor, teacher: Tensor, labels: Tensor | None, top1: bool = False
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """What `two_level_terms` returns; `top1`: the teacher's largest class is a group by itself."""
+        k = self.legal_k(teacher.shape[-1])
+        usual = (self.threshold, self.class_k, self.kl, self.strategy, self.standardize)
+        if usual == (None, None, "forward", "best", "none") and few_classes.suits(teacher, k):
+            pair = (logits.movedim(-1, self.dim) for logits in (student, teacher))
+            return few_classes.nested_terms(*pair, k, self.dim, temperature=self.temperature, top1=top1)
+        groups = partitions.top1_top_k(teacher, k) if top1 else self.top_group(teacher, labels)
+        return two_level_terms(student, teacher, groups, self.temperature, self.kl, self.standardize)
 
     def top_group(self, teacher: Tensor, labels: Tensor | None) -> partitions.Groups | Tensor:
         """The top group by index, or as a mask [..., C] where each sample has a k of its own."""
@@ -196,9 +208,9 @@ class GDKD3Loss(GDKDLoss):
         )
 
     def compute(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        groups = partitions.top1_top_k(teacher, self.legal_k(teacher.shape[-1]))
-        high, low, _ = two_level_terms(student, teacher, groups, self.temperature, standardize=self.standardize)
-        low_top = low[1] if len(groups) == 2 else torch.zeros_like(high)
+        k = self.legal_k(teacher.shape[-1])
+        high, low, _ = self.terms(student, teacher, labels, top1=True)
+        low_top = low[1] if k > 1 else torch.zeros_like(high)
         return {"high": high, "low_top": low_top, "low_other": low[-1]}
 
 
