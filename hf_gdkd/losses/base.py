@@ -126,7 +126,10 @@ class DistillationLoss(nn.Module):
 
     def weigh(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of the parts, of the shape of one part."""
-        weighed = [part if self.weights[name] == 1 else self.weights[name] * part for name, part in parts.items()]
+        weighed = []
+        for name, part in parts.items():
+            as_it_is = self.weights[name] == 1 and part.is_floating_point()  # saves a pass
+            weighed.append(part if as_it_is else self.weights[name] * part)
         return sum(weighed[1:], start=weighed[0])
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None = None) -> Tensor:

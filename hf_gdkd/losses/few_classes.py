@@ -1,7 +1,7 @@
 """The terms of gdkd and gdkd3 for compiled code on a CPU over few classes, as in label maps.
 
-Each group is a mask by a threshold, so nothing is gathered, scattered or kept for each class: every pass over the
-logits is a loop over samples or pixels side by side, as in plain KD.
+Each group is a mask by a threshold, so nothing is gathered or scattered, and the gradient keeps only the logits and
+what each sample has: every pass over the logits is a loop over samples or pixels side by side, as in plain KD.
 """
 
 import math
@@ -12,26 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST_CLASSES, MOST_K = 32, 8  # operations are written out for each class and rank: compiling takes longer with each
+MOST_CLASSES, LARGEST_K = 32, 8  # operations are written out for each class and rank, and compiled one by one
 
 
 def suits(logits: Tensor, k: int) -> bool:
-    """Whether `nested_terms` is the way for logits [..., C] and a top group of k."""
-    few = logits.shape[-1] <= MOST_CLASSES and k <= MOST_K
-    return few and logits.device.type == "cpu" and torch.compiler.is_compiling()
+    """Whether `nested_terms` is the way for logits [..., C] and a top group of k; the code is then for this C alone."""
+    few = logits.shape[-1] <= MOST_CLASSES and k <= LARGEST_K
+    compiled = torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    return few and compiled and logits.device.type == "cpu"
 
 
 def nested_terms(
     student: Tensor, teacher: Tensor, k: int, dim: int, *, temperature: float, top1: bool = False
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """What `two_level_terms` returns for the groups {top-1 .. top-k} and the rest; `top1`: {top-1} is one by itself.
+    """What `two_level_terms` returns for the groups {top-1 .. top-k} and the rest.
 
-    The classes are in dimension `dim` of the logits; of equal classes the first belong to the group.
+    With `top1` the groups are {top-1}, {top-2 .. top-k}, which is empty for k = 1, and the rest. The classes are in
+    dimension `dim` of the logits; of equal classes the first belong to the group.
     """
+    if temperature != 1:  # here, as a temperature may be a symbol of the compiler's, which a Function cannot take
+        student, teacher = student / temperature, teacher / temperature
     ranks = (k, 1) if top1 else (k,)
     thresholds = [tensor for pair in _thresholds(teacher, ranks, dim) for tensor in pair]
     missing = [None] * (4 - len(thresholds))
-    high, *low, log_mass = _NestedTerms.apply(student, teacher, temperature, dim, *thresholds, *missing)
+    high, *low, log_mass = _NestedTerms.apply(student, teacher, dim, *thresholds, *missing)
     return temperature**2 * high, [temperature**2 * term for term in low], log_mass
 
 
@@ -58,10 +62,10 @@ def _thresholds(logits: Tensor, ranks: Sequence[int], dim: int) -> list[tuple[Te
 
 
 class _NestedTerms(torch.autograd.Function):
-    """`nested_terms` before T**2, with the gradient in closed form.
+    """`nested_terms` of logits over T, before T**2, with the gradient in closed form.
 
-    A compiler stores what two sums share and what the gradient takes over from the forward pass, each as large as the
-    logits. So sums share nothing, and the gradient compares anew, the other way round.
+    What two operations share the compiler stores, as large as the logits. So some expressions are written twice, in two
+    ways, lest the compiler find them equal: each says so.
     """
 
     @staticmethod
@@ -69,37 +73,36 @@ class _NestedTerms(torch.autograd.Function):
         ctx: Any,
         student: Tensor,
         teacher: Tensor,
-        temperature: float,
         dim: int,
         value: Tensor,
         place: Tensor,
         best: Tensor | None,
         best_place: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        s, t, places = _over(student, temperature), _over(teacher, temperature), _places(teacher, dim)
+        places = _places(teacher, dim)
         top = (teacher > value) | ((teacher == value) & (places <= place))
-        groups, student_mass, teacher_mass, low = [top, ~top], [], [], []
+        groups, low, saved = [top, ~top], [], []
         if best is not None:
             top1 = places == best_place
             groups[0] = ~top1 & top
-            student_mass.append(torch.where(top1, s, 0).sum(dim, keepdim=True))
-            teacher_mass.append(_over(best, temperature))
-            low.append(torch.zeros_like(best))
+            zero = torch.zeros_like(best)
+            saved.append((torch.where(top1, student, 0).sum(dim, keepdim=True), best, zero, zero))
+            low.append(zero)
         for group in groups:
-            largest_s, largest_t = (_finite(torch.where(group, x, -math.inf).amax(dim, keepdim=True)) for x in (s, t))
-            total_s = torch.where(group, s - largest_s, -math.inf).exp().sum(dim, keepdim=True)
-            total_t = torch.where(group, t - largest_t, -math.inf).exp().sum(dim, keepdim=True)
-            weights = torch.where(~group, -math.inf, t - largest_t).exp()
-            gap = (weights * (_finite(t - largest_t) - _finite(s - largest_s))).sum(dim, keepdim=True)
-            student_mass.append(largest_s + total_s.log())
-            teacher_mass.append(largest_t + total_t.log())
+            s, t = (_finite(torch.where(group, x, -math.inf).amax(dim, keepdim=True)) for x in (student, teacher))
+            total_s = torch.where(group, student - s, -math.inf).exp().sum(dim, keepdim=True)
+            total_t = torch.where(group, teacher - t, -math.inf).exp().sum(dim, keepdim=True)
+            weights = torch.where(~group, -math.inf, teacher - t).exp()  # as summed above, in another way
+            gap = (weights * (_finite(teacher - t) - _finite(student - s))).sum(dim, keepdim=True)
             term = gap / total_t - (total_t.log() - total_s.log())
             low.append(term.masked_fill((total_s == 0) | (total_t == 0), 0))
-        log_p, log_q = _log_softmax(teacher_mass), _log_softmax(student_mass)
+            saved.append((s, t, total_s.log(), total_t.log()))
+        log_q, log_p = (_log_softmax([row[i] + row[i + 2] for row in saved]) for i in (0, 1))
         high = sum(torch.where(torch.isneginf(p), 0, p.exp() * (p - q)) for p, q in zip(log_p, log_q, strict=True))
         slopes = [q.exp() - p.exp() for p, q in zip(log_p, log_q, strict=True)]  # of high, by the student's log-masses
-        ctx.save_for_backward(student, teacher, value, place, best_place, *student_mass, *teacher_mass, *slopes)
-        ctx.temperature, ctx.dim = temperature, dim
+        by_group = [tensor for column in zip(*saved, strict=True) for tensor in column]
+        ctx.save_for_backward(student, teacher, value, place, best_place, *by_group, *slopes)
+        ctx.dim = dim
         log_mass = torch.cat(log_p, dim).movedim(dim, -1)
         ctx.mark_non_differentiable(log_mass)
         return high.squeeze(dim), *(term.squeeze(dim) for term in low), log_mass
@@ -107,27 +110,23 @@ class _NestedTerms(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, high: Tensor, *low: Tensor) -> tuple[Tensor | None, ...]:
         student, teacher, value, place, best_place, *saved = ctx.saved_tensors
-        n = len(saved) // 3
-        student_mass, teacher_mass, slopes = saved[:n], saved[n : 2 * n], saved[2 * n :]
+        n = len(saved) // 5
+        s, t, log_total_s, log_total_t, slopes = (saved[i : i + n] for i in range(0, 5 * n, n))
         high, *low = (gradient.unsqueeze(ctx.dim) for gradient in (high, *low[:n]))
-        s, t, places = _over(student, ctx.temperature), _over(teacher, ctx.temperature), _places(teacher, ctx.dim)
-        top = (value < teacher) | ((value == teacher) & (place >= places))
+        places = _places(teacher, ctx.dim)
+        top = (value < teacher) | ((value == teacher) & (place >= places))  # as in the forward pass, in another way
 
         def by_class(values: Sequence[Tensor]) -> Tensor:
             """The value that each class has by its group."""
             chosen = torch.where(top, *values[-2:])
             return chosen if best_place is None else torch.where(best_place == places, values[0], chosen)
 
-        pairs = zip(low, student_mass, teacher_mass, strict=True)
-        low = [term.masked_fill(torch.isneginf(q) | torch.isneginf(p), 0) for term, q, p in pairs]
-        q = (s - by_class([_finite(mass) for mass in student_mass])).exp()
-        p = (t - by_class([_finite(mass) for mass in teacher_mass])).exp()
+        totals = zip(low, log_total_s, log_total_t, strict=True)
+        low = [term.masked_fill(torch.isneginf(q) | torch.isneginf(p), 0) for term, q, p in totals]
+        q = (student - by_class(s) - by_class([_finite(x) for x in log_total_s])).exp()
+        p = (teacher - by_class(t) - by_class([_finite(x) for x in log_total_t])).exp()
         outer = [high * slope + term for slope, term in zip(slopes, low, strict=True)]
-        return _over(by_class(outer) * q - by_class(low) * p, ctx.temperature), *[None] * 7
-
-
-def _over(logits: Tensor, temperature: float) -> Tensor:
-    return logits if temperature == 1 else logits / temperature
+        return by_class(outer) * q - by_class(low) * p, *[None] * 6
 
 
 def _places(logits: Tensor, dim: int) -> Tensor:
@@ -143,5 +142,5 @@ def _finite(logits: Tensor) -> Tensor:
 
 def _log_softmax(masses: list[Tensor]) -> list[Tensor]:
     largest = reduce(torch.maximum, masses)
-    total = sum((mass - largest).exp() for mass in masses).log() + largest
-    return [mass - total for mass in masses]
+    log_total = sum((mass - largest).exp() for mass in masses).log()
+    return [mass - largest - log_total for mass in masses]

@@ -87,9 +87,9 @@ def two_level_terms(
     if standardize == "global":
         student, teacher = standardized(student), standardized(teacher)
     by_index = not isinstance(groups, Tensor)
-    operations = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()  # go through each
+    operations = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()  # trace plain ones
     if by_index and kl == "forward" and standardize in ("none", "global") and not operations:
-        index = torch.cat(tuple(groups), -1) if len(groups) > 1 else groups[0]  # of one, a copy
+        index = torch.cat(tuple(groups), -1) if len(groups) > 1 else groups[0]  # cat would copy one
         sizes = [group.shape[-1] for group in groups]
         high, *low, log_mass = _Terms.apply(student, teacher, index, sizes, temperature)
         return high, low, log_mass
@@ -134,7 +134,9 @@ def _inside(logits: Tensor) -> _Inside:
     logits = logits - largest
     weights = logits.exp()
     total = weights.sum(-1, keepdim=True)
-    return _Inside(logits, weights, total, largest + total.log())
+    empty = total == 0
+    log_sum = (largest + total.masked_fill(empty, 1).log()).masked_fill(empty, -math.inf)
+    return _Inside(logits, weights, total, log_sum)
 
 
 def _divergence(teacher: _Inside, student: _Inside, kl: str) -> Tensor:
@@ -146,56 +148,64 @@ def _divergence(teacher: _Inside, student: _Inside, kl: str) -> Tensor:
 class _Terms(torch.autograd.Function):
     """`two_level_terms` of the forward KL, with the gradient in closed form.
 
-    It keeps the logits alone, where autograd would keep tensors of their size, and takes a third of its operations.
+    For the gradient it keeps the logits, and little beside them; autograd would keep tensors of their size and run
+    three times the operations.
     """
 
     @staticmethod
     def forward(
         ctx: Any, student: Tensor, teacher: Tensor, index: Tensor, sizes: list[int], temperature: float
     ) -> tuple[Tensor, ...]:
-        rest = _mass_and_term(_rest(student, teacher, index, temperature))
+        rest = _largest_total_and_term(_rest(student, teacher, index, temperature))
         tops = _top(student, teacher, index, temperature).split(sizes, -1)
-        masses, low = zip(*(_mass_and_term(top) for top in tops), rest, strict=True)
-        mass = torch.cat(masses, -1)
-        student_mass, teacher_mass = mass.log_softmax(-1)
+        largest, log_total, low = zip(*(_largest_total_and_term(top) for top in tops), rest, strict=True)
+        largest, log_total = torch.cat(largest, -1), torch.cat(log_total, -1)
+        student_mass, teacher_mass = (largest + log_total).log_softmax(-1)
         terms = [kl_divergence(teacher_mass, student_mass), *low]
         kept = teacher.clone() if teacher.is_inference() else teacher  # autograd saves no tensor of inference mode
-        ctx.save_for_backward(student, kept, index, mass)
+        ctx.save_for_backward(student, kept, index, largest, log_total)
         ctx.sizes, ctx.temperature = sizes, temperature
         ctx.mark_non_differentiable(teacher_mass)
         return *(terms if temperature == 1 else (term.mul_(temperature**2) for term in terms)), teacher_mass
 
     @staticmethod
     def backward(ctx: Any, high: Tensor, *low: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher, index, mass = ctx.saved_tensors
+        student, teacher, index, largest, log_total = ctx.saved_tensors
         temperature, sizes, low = ctx.temperature, ctx.sizes, low[:-1]
-        if torch.is_grad_enabled():  # a gradient of this gradient is asked for
-            first, terms, _ = _terms(student, teacher, index.split(sizes, -1), temperature, "forward", "none")
-            gradient = torch.autograd.grad((first, *terms), student, (high, *low), create_graph=True)
+        again = torch.is_grad_enabled()  # a gradient of this gradient is asked for
+        if again or torch._C._functorch.is_legacy_batchedtensor(high):  # or many gradients at once
+            with torch.enable_grad():
+                first, terms, _ = _terms(student, teacher, index.split(sizes, -1), temperature, "forward", "none")
+            gradient = torch.autograd.grad((first, *terms), student, (high, *low), create_graph=again)
             return *gradient, None, None, None, None
-        inner = torch.stack(low, -1).masked_fill_(torch.isneginf(mass).any(0), 0)
-        q, p = mass.softmax(-1)
+        inner = torch.stack(low, -1).masked_fill_(torch.isneginf(largest).any(0), 0)
+        q, p = (largest + log_total).softmax(-1)
         factors = torch.stack((q.sub_(p).mul_(high.unsqueeze(-1)).add_(inner), inner.neg()))
         if temperature != 1:
             factors.mul_(temperature)
-        mass = mass.clamp(min=torch.finfo(mass.dtype).min)
-        top = _top(student, teacher, index, temperature)
-        top = top.sub_(_spread(mass, sizes)).exp_().mul_(_spread(factors, sizes)).sum(0)
-        rest = _rest(student, teacher, index, temperature).sub_(mass[..., -1:]).exp_().mul_(factors[..., -1:])
+        # One after the other: beside a logit of -1e9 a sum of both would lose the second.
+        largest = largest.clamp(min=torch.finfo(largest.dtype).min)
+        top = _top(student, teacher, index, temperature).sub_(_spread(largest, sizes)).sub_(_spread(log_total, sizes))
+        top = top.exp_().mul_(_spread(factors, sizes)).sum(0)
+        rest = _rest(student, teacher, index, temperature).sub_(largest[..., -1:]).sub_(log_total[..., -1:])
+        rest.exp_().mul_(factors[..., -1:])
         return rest[0].add_(rest[1]).scatter_(-1, index, top), None, None, None, None
 
 
-def _mass_and_term(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a group's logits over T [2, ..., n], student first: the log-masses [2, ..., 1], and the KL inside it [...]."""
+def _largest_total_and_term(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a group's logits over T [2, ..., n], student first: the largest and the logsumexp less it, and the KL [...].
+
+    The first two are [2, ..., 1]; where no class of the group is finite they are minus infinity and 0, and the KL is 0.
+    """
     largest = logits.amax(-1, keepdim=True)
     inside = logits.log_softmax(-1)
     del logits  # frees those of the rest
     empty = torch.isneginf(largest)
-    mass = largest.sub_(inside.amax(-1, keepdim=True)).masked_fill_(empty, -math.inf)
+    log_total = inside.amax(-1, keepdim=True).neg_().masked_fill_(empty, 0)
     weights = inside[1].exp()
     inside.clamp_(min=torch.finfo(inside.dtype).min)  # 0 between two that are minus infinity
-    term = inside[1].sub_(inside[0]).mul_(weights).sum(-1, keepdim=True)
-    return mass, term.masked_fill_(empty.any(0), 0).squeeze(-1)
+    term = inside[1].sub_(inside[0]).mul_(weights).sum(-1)
+    return largest, log_total, term.masked_fill_(empty.any(0).squeeze(-1), 0)
 
 
 def _top(student: Tensor, teacher: Tensor, index: Tensor, temperature: float) -> Tensor:
@@ -216,10 +226,6 @@ def _spread(values: Tensor, sizes: Sequence[int]) -> Tensor:
     if len(sizes) == 1:
         return values[..., :1]
     return torch.cat([values[..., i, None].expand(*values.shape[:-1], n) for i, n in enumerate(sizes)], -1)
-
-
-def _over(logits: Tensor, temperature: float) -> Tensor:
-    return logits if temperature == 1 else logits / temperature  # saves a pass over the logits
 
 
 def _levels(

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from hf_gdkd.losses import build_loss
 from hf_gdkd.losses.few_classes import nested_terms
 from hf_gdkd.losses.levels import two_level_terms
 
@@ -46,3 +47,30 @@ def test_terms_and_gradient_are_those_of_groups_by_index(k, top1, temperature, d
     *terms, loss = weighed(nested_terms(*pair, k, dim, temperature=temperature, top1=top1))
     loss.backward()
     torch.testing.assert_close([*terms, by_threshold.grad], [*expected, by_index.grad])
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_for_several_temperatures(dynamic):
+    """The compiler makes a symbol of a number that it has seen change."""
+    student, teacher = 3 * torch.randn(2, 5, CLASSES, generator=torch.Generator().manual_seed(0))
+    torch.compiler.reset()
+    for name, temperature in (("kd", 4.0), ("gdkd", 2.0), ("gdkd3", 3.0), ("gdkd", 1.0)):
+        loss = build_loss(name, temperature=temperature)
+        compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+        gradients = []
+        for function in (loss, compiled):
+            leaf = student.clone().requires_grad_()
+            function(leaf, teacher).backward()
+            gradients.append(leaf.grad)
+        torch.testing.assert_close(*gradients)
+
+
+def test_a_group_masked_by_a_finite_number():
+    """Beside -1e9 the logarithm of the number of classes drowns; a gradient over all classes is 0 all the same."""
+    student, teacher = torch.randn(2, 5, CLASSES, generator=torch.Generator().manual_seed(0))
+    for masked in (teacher, student):
+        masked[:, 3:] = -1e9
+        leaf = student.clone().requires_grad_()
+        high, low, _ = nested_terms(leaf, teacher, 3, -1, temperature=1.0)
+        (high + sum(low)).sum().backward()
+        torch.testing.assert_close(leaf.grad.sum(-1), torch.zeros(5), rtol=0, atol=1e-5)

@@ -223,3 +223,20 @@ def test_compiled_maps_agree_and_leave_both_logits_as_they_are(name, options):
     assert torch.equal(leaf.detach(), student) and torch.equal(constant, teacher)
     if name == "kd":  # the gradient, and what there is one of for each pixel; the others hold more
         assert peak_mb(compiled, student, teacher, labels) < 1.5e-6 * student.nbytes
+
+
+def test_parts_may_be_changed_in_place_and_be_whole_numbers():
+    student, teacher, labels = logits(8, 4, 9)
+    for name in ("dkd", "gdkd", "gdkd3"):
+        for part in build_loss(name).parts(student.clone().requires_grad_(), teacher, labels).values():
+            part.mul_(2)
+
+    class Disagreement(DistillationLoss):
+        @property
+        def weights(self):
+            return {"wrong": 1.0}
+
+        def compute(self, student, teacher, labels):
+            return {"wrong": (student.argmax(-1) != teacher.argmax(-1)).int()}
+
+    assert 0 <= Disagreement()(student, teacher) <= 1

@@ -69,6 +69,24 @@ def test_the_gradient_has_a_gradient(name, options, temperature):
     assert torch.autograd.gradgradcheck(lambda s: loss(s, teacher), student.requires_grad_())
 
 
+@pytest.mark.parametrize("name, options", [("dkd", {"partition": "top1"}), ("gdkd", {"k": 3}), ("gdkd3", {"k": 3})])
+def test_gradients_of_many_outputs_at_once(name, options):
+    student, teacher = sample()
+    loss = build_loss(name, temperature=2.0, reduction="none", **options)
+    each, at_once = (
+        torch.autograd.functional.jacobian(lambda s: loss(s, teacher), student, vectorize=vectorize)
+        for vectorize in (False, True)
+    )
+    torch.testing.assert_close(at_once, each)
+
+
+def test_compiled_gradient_of_each_sample():
+    student, teacher = sample()
+    each = vmap(grad(build_loss("gdkd3", k=3)))
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(each, backend="aot_eager")(student, teacher), each(student, teacher))
+
+
 def test_logits_that_changed_before_the_gradient_are_noticed():
     for changed in (0, 1):
         logits = [each.clone() for each in sample()]
