@@ -94,9 +94,10 @@ class _NestedTerms(torch.autograd.Function):
             total_t = torch.where(group, teacher - t, -math.inf).exp().sum(dim, keepdim=True)
             weights = torch.where(~group, -math.inf, teacher - t).exp()  # as summed above, in another way
             gap = (weights * (_finite(teacher - t) - _finite(student - s))).sum(dim, keepdim=True)
-            term = gap / total_t - (total_t.log() - total_s.log())
+            log_total_s, log_total_t = total_s.log(), total_t.log()
+            term = gap / total_t - (log_total_t - log_total_s)
             low.append(term.masked_fill((total_s == 0) | (total_t == 0), 0))
-            saved.append((s, t, total_s.log(), total_t.log()))
+            saved.append((s, t, log_total_s, log_total_t))
         log_q, log_p = (_log_softmax([row[i] + row[i + 2] for row in saved]) for i in (0, 1))
         high = sum(torch.where(torch.isneginf(p), 0, p.exp() * (p - q)) for p, q in zip(log_p, log_q, strict=True))
         slopes = [q.exp() - p.exp() for p, q in zip(log_p, log_q, strict=True)]  # of high, by the student's log-masses
